@@ -1,0 +1,27 @@
+"""ICMP for IPv4 (RFC 792): type code checksum rest."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from netd.wire import checksum
+
+HEADER = Struct("!BBHHH")
+SIZE = 8
+
+ECHO_REPLY = 0
+DEST_UNREACHABLE = 3
+ECHO_REQUEST = 8
+TIME_EXCEEDED = 11
+
+NET_UNREACHABLE = 0
+HOST_UNREACHABLE = 1
+PORT_UNREACHABLE = 3
+FRAGMENTATION_NEEDED = 4
+ADMIN_PROHIBITED = 13  # RFC 1812 §5.2.7.1
+
+
+def build(type_: int, code: int, word1: int, word2: int, payload: bytes | memoryview) -> bytes:
+    """One ICMP message; the two 16-bit words after the checksum are id/sequence or unused/MTU."""
+    number = (type_ << 8 | code) + word1 + word2 + checksum.total(payload)
+    return HEADER.pack(type_, code, checksum.finish(number), word1, word2) + payload

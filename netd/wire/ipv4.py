@@ -1,0 +1,26 @@
+"""IPv4 header (RFC 791): version_ihl tos length id fragment ttl protocol checksum src dst."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from netd.wire import checksum
+
+HEADER = Struct("!BBHHHBBH4s4s")
+SIZE = 20
+
+ICMP = 1
+TCP = 6
+UDP = 17
+
+DF = 0x4000
+MF = 0x2000
+OFFSET = 0x1FFF
+
+
+def build(src: bytes, dst: bytes, protocol: int, payload_length: int, ttl: int = 64, tos: int = 0) -> bytes:
+    """A header without options, DF set and id 0 (an atomic datagram, RFC 6864 §4.1), checksum filled in."""
+    length = SIZE + payload_length
+    ttl_protocol = ttl << 8 | protocol
+    number = 0x4500 + tos + length + DF + ttl_protocol + int.from_bytes(src, "big") + int.from_bytes(dst, "big")
+    return HEADER.pack(0x45, tos, length, 0, DF, ttl, protocol, checksum.finish(number), src, dst)

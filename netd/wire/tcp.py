@@ -1,0 +1,51 @@
+"""TCP header and options (RFC 9293 §3.1, RFC 7323 §2): sport dport seq ack offset_flags wnd checksum urg."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+HEADER = Struct("!HHIIHHHH")
+SIZE = 20
+CHECKSUM_OFFSET = 16
+
+FIN = 0x01
+SYN = 0x02
+RST = 0x04
+PSH = 0x08
+ACK = 0x10
+URG = 0x20
+
+DEFAULT_MSS = 536  # RFC 9293 §3.7.1: what a peer without the option takes
+MAX_WSCALE = 14  # RFC 7323 §2.3
+
+
+def parse_options(data: bytes | memoryview) -> tuple[int, int]:
+    """(mss, wscale) of a SYN's options; mss 0 and wscale -1 where absent. Malformed options end the walk."""
+    mss, wscale = 0, -1
+    i, end = 0, len(data)
+    while i < end:
+        kind = data[i]
+        if kind == 0:
+            break
+        if kind == 1:
+            i += 1
+            continue
+        if i + 1 >= end:
+            break
+        length = data[i + 1]
+        if length < 2 or i + length > end:
+            break
+        if kind == 2 and length == 4:
+            mss = data[i + 2] << 8 | data[i + 3]
+        elif kind == 3 and length == 3:
+            wscale = min(data[i + 2], MAX_WSCALE)
+        i += length
+    return mss, wscale
+
+
+def syn_options(mss: int, wscale: int) -> bytes:
+    """MSS and, where ``wscale`` is not -1, NOP and window scale."""
+    options = b"\x02\x04" + mss.to_bytes(2, "big")
+    if wscale >= 0:
+        options += b"\x01\x03\x03" + bytes((wscale,))
+    return options
