@@ -1,0 +1,103 @@
+"""Named counters of one network. Every drop has a name."""
+
+from __future__ import annotations
+
+
+class Counters:
+    """Plain integers, incremented in place by the rooms of the packet path. rx is from the guest, tx to the guest."""
+
+    __slots__ = (
+        "dns_dropped",
+        "dns_failed",
+        "dns_queries",
+        "drop_arp",
+        "drop_bad_checksum",
+        "drop_bad_header",
+        "drop_echo_limit",
+        "drop_echo_refused",
+        "drop_ethertype",
+        "drop_fragment",
+        "drop_group",
+        "drop_icmp",
+        "drop_link",
+        "drop_martian",
+        "drop_protocol",
+        "drop_short",
+        "drop_tcp_memory",
+        "drop_tcp_out_of_order",
+        "drop_tcp_out_of_window",
+        "drop_tcp_stray",
+        "drop_udp_host",
+        "drop_udp_limit",
+        "drop_udp_too_big",
+        "rx_bytes",
+        "rx_frames",
+        "tcp_evicted",
+        "tcp_opened",
+        "tcp_refused",
+        "tcp_refused_limit",
+        "tcp_resets_from_guest",
+        "tcp_resets_to_guest",
+        "tcp_retransmits",
+        "tcp_timeouts",
+        "tx_bytes",
+        "tx_frames",
+        "udp_evicted",
+        "udp_opened",
+    )
+
+    dns_dropped: int
+    dns_failed: int
+    dns_queries: int
+    drop_arp: int
+    drop_bad_checksum: int
+    drop_bad_header: int
+    drop_echo_limit: int
+    drop_echo_refused: int
+    drop_ethertype: int
+    drop_fragment: int
+    drop_group: int
+    drop_icmp: int
+    drop_link: int
+    drop_martian: int
+    drop_protocol: int
+    drop_short: int
+    drop_tcp_memory: int
+    drop_tcp_out_of_order: int
+    drop_tcp_out_of_window: int
+    drop_tcp_stray: int
+    drop_udp_host: int
+    drop_udp_limit: int
+    drop_udp_too_big: int
+    rx_bytes: int
+    rx_frames: int
+    tcp_evicted: int
+    tcp_opened: int
+    tcp_refused: int
+    tcp_refused_limit: int
+    tcp_resets_from_guest: int
+    tcp_resets_to_guest: int
+    tcp_retransmits: int
+    tcp_timeouts: int
+    tx_bytes: int
+    tx_frames: int
+    udp_evicted: int
+    udp_opened: int
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    def as_dict(self) -> dict[str, int]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Memory:
+    """Bytes that one network's connections hold, against their common bound."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.used = 0
+        self.limit = limit

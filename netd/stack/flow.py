@@ -1,0 +1,97 @@
+"""The flows that are not TCP connections: who talks to whom, and which host socket carries it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from netd.stack.timers import NEVER
+from netd.wire import icmpv4, ipv4, udp
+
+if TYPE_CHECKING:
+    from netd.stack.icmp import Icmp
+    from netd.stack.ports import HostDatagrams, HostEcho
+    from netd.stack.udp import UdpTable
+
+
+class UdpFlow:
+    """One guest endpoint and one peer, as the guest sees the peer (``remote``) and as the host does (``target``)."""
+
+    __slots__ = (
+        "address",  # the peer for the host side's sendto; the host side's own affair
+        "deadline",
+        "guest",
+        "guest_port",
+        "hinted",
+        "host",
+        "idle",
+        "key",
+        "remote",
+        "remote_port",
+        "table",
+        "target",
+        "target_port",
+    )
+
+    host: HostDatagrams | None
+    address: Any
+
+    def __init__(self, table: UdpTable, key: bytes, target: bytes, target_port: int, idle: float) -> None:
+        self.table = table
+        self.key = key
+        self.guest, self.remote = key[:4], key[4:8]
+        self.guest_port = key[8] << 8 | key[9]
+        self.remote_port = key[10] << 8 | key[11]
+        self.target, self.target_port = target, target_port
+        self.idle = idle
+        self.deadline = self.hinted = NEVER
+        self.host = None
+        self.address = None
+
+    def to_guest(self, payload: bytes | memoryview) -> None:
+        """A datagram from the peer."""
+        self.table.to_guest(self, payload)
+
+    def refused(self, code: int) -> None:
+        """The host was told that the peer is unreachable (``code`` as in ICMP)."""
+        self.table.error_to_guest(self, code)
+
+    def quote(self) -> bytes:
+        """What an ICMP error quotes: the header of a datagram of this flow."""
+        header = ipv4.build(self.guest, self.remote, ipv4.UDP, udp.SIZE)
+        return header + udp.HEADER.pack(self.guest_port, self.remote_port, udp.SIZE, 0)
+
+    def on_deadline(self, now: float) -> None:
+        """Idle for too long."""
+        self.table.expire(self)
+
+
+class EchoFlow:
+    """One guest's pings to one address under one identifier."""
+
+    __slots__ = ("deadline", "guest", "hinted", "host", "icmp", "ident", "key", "remote")
+
+    host: HostEcho
+
+    def __init__(self, icmp: Icmp, key: bytes, guest: bytes, remote: bytes, ident: int) -> None:
+        self.icmp = icmp
+        self.key = key
+        self.guest, self.remote = guest, remote
+        self.ident = ident
+        self.deadline = self.hinted = NEVER
+
+    def to_guest(self, sequence: int, payload: bytes) -> None:
+        """An echo reply from the outside."""
+        self.icmp.reply_to_guest(self, sequence, payload)
+
+    def refused(self, code: int, sequence: int = 0) -> None:
+        """Unreachable, said the host (``code`` as in ICMP)."""
+        self.icmp.error_to_guest(self, code, sequence)
+
+    def quote(self, sequence: int) -> bytes:
+        """What an ICMP error quotes: the header of a request of this flow."""
+        header = ipv4.build(self.guest, self.remote, ipv4.ICMP, icmpv4.SIZE)
+        return header + icmpv4.build(icmpv4.ECHO_REQUEST, 0, self.ident, sequence, b"")
+
+    def on_deadline(self, now: float) -> None:
+        """Idle for too long."""
+        self.icmp.expire(self)

@@ -1,0 +1,34 @@
+"""Every bound of one network's packet path, in one place. A test reaches each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds and times of one network. Bytes and seconds."""
+
+    tcp_flows: int = 16384  # connections in any state
+    tcp_half_open: int = 1024  # of those, waiting for the host's connect or the guest's SYN-ACK
+    udp_flows: int = 4096
+    echo_flows: int = 256
+    neighbors: int = 256
+    memory: int = 64 << 20  # bytes held for all connections, both directions; beyond it flows are throttled
+    receive_window: int = 1 << 20  # most a connection holds of what the host socket does not take
+    receive_window_plain: int = 256 << 10  # the same without offload: the TAP's queue counts frames (DESIGN §1.10)
+    send_buffer: int = 4 << 20  # most a connection has unacknowledged in the guest
+    throttled: int = 4096  # what a connection may still hold each way once memory is used up
+
+    rto_initial: float = 1.0  # RFC 6298 §2.1
+    rto_min: float = 0.2  # as Linux, where the RFC says 1 s: the guest is on this machine
+    rto_max: float = 60.0
+    retries: int = 8  # retransmissions of one segment before the connection is given up
+    syn_retries: int = 5
+    time_wait: float = 1.0
+    fin_wait: float = 600.0  # half-closed and silent for so long: probed
+    persist_max: float = 60.0
+
+    udp_idle: float = 240.0
+    udp_idle_dns: float = 10.0  # replies from port 53
+    echo_idle: float = 30.0

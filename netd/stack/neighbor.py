@@ -1,0 +1,36 @@
+"""Which MAC the guest's addresses have. A guest may use many, so the table is bounded."""
+
+from __future__ import annotations
+
+from netd.wire.ethernet import BROADCAST
+
+
+class Neighbors:
+    """IPv4 address to MAC, learned from ARP and from frames; ``default`` answers for the unknown."""
+
+    __slots__ = ("_limit", "_macs", "default")
+
+    def __init__(self, default: bytes, limit: int) -> None:
+        self.default = default
+        self._limit = limit
+        self._macs: dict[bytes, bytes] = {}
+
+    def learn(self, ip: bytes, mac: bytes) -> None:
+        """Remember; the oldest entry makes room. Group addresses are nobody's."""
+        if mac[0] & 1:
+            return
+        macs = self._macs
+        if macs.get(ip) == mac:
+            return
+        if len(macs) >= self._limit and ip not in macs:
+            del macs[next(iter(macs))]
+        macs[ip] = mac
+        if self.default == BROADCAST:
+            self.default = mac
+
+    def mac_of(self, ip: bytes) -> bytes:
+        """The MAC to send to."""
+        return self._macs.get(ip, self.default)
+
+    def __len__(self) -> int:
+        return len(self._macs)

@@ -1,0 +1,125 @@
+"""What the stack needs of the host side. The sockets that fulfil it live in ``relay/``.
+
+The stack calls these from within a frame or a timer; none may block, raise OSError, or keep a view it was handed.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from netd.stack.flow import EchoFlow, UdpFlow
+from netd.wire import icmpv4
+
+Buffer = bytes | bytearray | memoryview
+
+# Why the host could not: the ICMP unreachable code the guest gets, or an RST.
+RESET = -1
+NET_UNREACHABLE = icmpv4.NET_UNREACHABLE
+HOST_UNREACHABLE = icmpv4.HOST_UNREACHABLE
+PORT_UNREACHABLE = icmpv4.PORT_UNREACHABLE
+ADMIN_PROHIBITED = icmpv4.ADMIN_PROHIBITED
+
+
+class GuestStream(Protocol):
+    """The guest's side of one TCP connection, as the host side drives it."""
+
+    def host_connected(self, now: float) -> None:
+        """The host's connect succeeded."""
+
+    def host_refused(self, code: int, now: float) -> None:
+        """It failed: RESET or one of the codes above."""
+
+    def room(self) -> int:
+        """How many bytes may be read from the host now."""
+
+    def from_host(self, data: bytes, now: float) -> None:
+        """1..``room()`` bytes; ``data`` is kept."""
+
+    def host_paused(self, now: float) -> None:
+        """There was no room; ``HostStream.resume`` will be called."""
+
+    def host_eof(self, now: float) -> None:
+        """The host's peer has finished sending."""
+
+    def host_writable(self, now: float) -> None:
+        """The answer to ``want_write``."""
+
+    def host_reset(self, now: float) -> None:
+        """The host side failed."""
+
+
+class Transmit(Protocol):
+    """Frames to the guest: one Ethernet frame is ``header`` + ``payload``.
+
+    ``checksum_at`` is 0 for a finished frame, else the offset of the layer-4 header whose checksum field, at
+    ``checksum_at + checksum_offset``, holds the pseudo-header's sum for the device to complete. ``gso_size`` > 0 makes
+    it a TCP super-frame to be cut into segments of that size. False: the device did not take it (treated as lost).
+    """
+
+    def __call__(
+        self, header: Buffer, payload: Buffer, checksum_at: int, checksum_offset: int, gso_size: int
+    ) -> bool: ...
+
+
+class HostStream(Protocol):
+    """The host side of one TCP connection."""
+
+    def write(self, view: Buffer) -> int:
+        """Take as much as the socket takes now; the count of bytes. A failure has called ``host_reset`` on return."""
+
+    def want_write(self) -> None:
+        """Call ``connection.host_writable`` once when the socket takes bytes again."""
+
+    def resume(self, now: float) -> None:
+        """The guest has room again: read on (``connection.room`` says how much)."""
+
+    def finish(self) -> None:
+        """The guest sent FIN and all its bytes are written: shut down our sending side."""
+
+    def abort(self) -> None:
+        """Reset towards the host, and be done."""
+
+    def close(self) -> None:
+        """Both directions are finished: be done."""
+
+
+class HostDatagrams(Protocol):
+    """A host UDP socket that serves one guest endpoint, or a published port."""
+
+    def send(self, flow: UdpFlow, payload: Buffer) -> None:
+        """One datagram to the flow's peer. Failures are counted."""
+
+    def adopt(self, flow: UdpFlow) -> None:
+        """Serve one flow more."""
+
+    def release(self, flow: UdpFlow) -> None:
+        """The flow is over; the last one of an endpoint closes its socket."""
+
+
+class HostEcho(Protocol):
+    """A host ping socket for one guest echo identifier."""
+
+    def send(self, flow: EchoFlow, sequence: int, payload: Buffer) -> None:
+        """One echo request with that sequence number."""
+
+    def close(self) -> None:
+        """The flow is over."""
+
+
+class Host(Protocol):
+    """How the stack reaches the host's network."""
+
+    def connect(self, connection: GuestStream, ip: bytes, port: int) -> HostStream:
+        """Begin to connect; the outcome is told later by ``host_connected`` or ``host_refused``."""
+
+    def connect_resolver(self, connection: GuestStream) -> HostStream:
+        """The same to port 53 of a name server of the host's, the next one where one refuses."""
+
+    def open_datagrams(self, flow: UdpFlow) -> HostDatagrams | None:
+        """A socket for the flow's guest endpoint, shared by its flows; it has adopted this one. None: refused."""
+
+    def resolve(self, flow: UdpFlow, query: Buffer) -> None:
+        """A DNS message for the host's name servers; the answer comes by ``flow.to_guest``."""
+
+    def open_echo(self, flow: EchoFlow) -> HostEcho | int:
+        """A ping socket, or the ICMP unreachable code that says why not."""

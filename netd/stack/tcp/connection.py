@@ -1,0 +1,492 @@
+"""One connection: its state machine, and the side that receives from the guest.
+
+The vocabulary is RFC 9293's; the section that justifies a branch stands next to it. ``from_guest`` and ``to_guest``
+name directions; the host side is a ``ports.HostStream``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from netd.stack.ports import HostStream
+from netd.stack.tcp.sender import HALF, MASK, Sender
+from netd.stack.timers import NEVER
+from netd.wire.tcp import ACK, FIN, RST, SYN, syn_options
+
+if TYPE_CHECKING:
+    from netd.stack.tcp.header import SegmentHeader
+    from netd.stack.tcp.table import TcpTable
+
+CONNECTING = 0  # the guest's SYN is held until the host has connected
+SYN_SENT = 1
+SYN_RECEIVED = 2
+ESTABLISHED = 3
+FIN_WAIT_1 = 4
+FIN_WAIT_2 = 5
+CLOSE_WAIT = 6
+CLOSING = 7
+LAST_ACK = 8
+TIME_WAIT = 9
+CLOSED = 10
+
+STATES = (
+    "connecting",
+    "syn_sent",
+    "syn_received",
+    "established",
+    "fin_wait_1",
+    "fin_wait_2",
+    "close_wait",
+    "closing",
+    "last_ack",
+    "time_wait",
+    "closed",
+)
+
+# RFC 9293 §3.6, figure 5: what a FIN does in each state it is legal in.
+FIN_TO_GUEST = {ESTABLISHED: FIN_WAIT_1, CLOSE_WAIT: LAST_ACK}
+FIN_ACKNOWLEDGED = {FIN_WAIT_1: FIN_WAIT_2, CLOSING: TIME_WAIT, LAST_ACK: CLOSED}
+FIN_FROM_GUEST = {ESTABLISHED: CLOSE_WAIT, FIN_WAIT_1: CLOSING, FIN_WAIT_2: TIME_WAIT}
+RECEIVING = frozenset((ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2))
+
+RCV_WSCALE = 7
+
+
+class Connection(Sender):
+    """One TCP connection of the guest's, to or from it."""
+
+    __slots__ = (
+        "_draining",
+        "fin_received",
+        "host",
+        "irs",
+        "key",
+        "opened",
+        "overflow",
+        "snd_wl1",
+        "snd_wl2",
+        "state",
+    )
+
+    host: HostStream
+
+    def __init__(
+        self, table: TcpTable, key: bytes, header: SegmentHeader, iss: int, mss: int, state: int, now: float
+    ) -> None:
+        super().__init__(table, header, iss, mss)
+        self.key = key
+        self.state = state
+        self.opened = now
+        self.irs = 0
+        self.snd_wl1 = self.snd_wl2 = 0
+        self.overflow: bytearray | None = None  # accepted from the guest, not yet taken by the host socket
+        self.fin_received = False
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.key.hex()} {STATES[self.state]}>"
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def guest_syn(self, seq: int, wnd: int, wscale: int) -> None:
+        """What the guest's SYN said (CONNECTING)."""
+        self.irs = seq
+        self.rcv_nxt = self.rcv_adv = (seq + 1) & MASK
+        self.snd_wnd = self.max_wnd = wnd  # never scaled in a SYN, RFC 7323 §2.2
+        if wscale >= 0:
+            self.snd_wscale = wscale
+            self.rcv_wscale = RCV_WSCALE
+
+    def host_connected(self, now: float) -> None:
+        """The host's connect succeeded: now the guest may know."""
+        self.state = SYN_RECEIVED
+        self._send_syn(SYN | ACK, self.snd_una)
+        self.snd_nxt = (self.snd_una + 1) & MASK
+        self.rtt_seq, self.rtt_at = self.snd_nxt, now
+        self.table.timers.arm(self, now + self.rto)
+
+    def host_refused(self, code: int, now: float) -> None:
+        """The host's connect failed: RST for ``code`` -1, else ICMP unreachable with that code."""
+        self.table.counters.tcp_refused += 1
+        if code < 0:
+            self.snd_nxt = self.snd_una  # no SYN of ours is out: RST carries an ACK, RFC 9293 §3.10.7.1
+            self.emit(0, RST | ACK)
+        else:
+            self.table.unreachable(self, code)
+        self._leave()
+        self.host.close()
+
+    def send_syn(self, now: float) -> None:
+        """Open towards the guest (SYN_SENT): somebody connected to a published port."""
+        self.rcv_wscale = RCV_WSCALE  # offered; taken back if the guest does not answer in kind
+        self._send_syn(SYN, self.snd_una)
+        self.snd_nxt = (self.snd_una + 1) & MASK
+        self.rtt_seq, self.rtt_at = self.snd_nxt, now
+        self.table.timers.arm(self, now + self.rto)
+
+    def _send_syn(self, flags: int, seq: int) -> None:
+        scale, self.rcv_wscale = self.rcv_wscale, 0
+        offer = scale if flags == SYN or scale else -1
+        self.emit(seq, flags, options=syn_options(self.table.mss, offer))
+        self.rcv_wscale = scale
+
+    def _established(self, now: float) -> None:
+        self.state = ESTABLISHED
+        self.table.half_open.pop(self.key, None)
+        self.table.counters.tcp_opened += 1
+        self.host.resume(now)
+
+    def syn_sent_from_guest(self, seq: int, ack: int, flags: int, wnd: int, mss: int, wscale: int, now: float) -> None:
+        """A segment in SYN_SENT (RFC 9293 §3.10.7.3)."""
+        acceptable = flags & ACK and ack == self.snd_nxt
+        if flags & ACK and not acceptable:
+            if not flags & RST:
+                self.emit(ack, RST)
+            return
+        if flags & RST:
+            if acceptable:
+                self._reset_by_guest()
+            return
+        if not acceptable or not flags & SYN:
+            return  # a simultaneous open cannot be: the host side is connected already
+        self.irs = seq
+        self.rcv_nxt = (seq + 1) & MASK
+        self.snd_wnd = self.max_wnd = wnd
+        if wscale >= 0:
+            self.snd_wscale = wscale
+        else:
+            self.rcv_wscale = 0
+        if mss:
+            self.set_mss(min(self.mss, mss))
+        self.snd_wl1, self.snd_wl2 = seq, ack
+        self.acknowledged(1, ack, now)
+        self.send_ack()
+        self._established(now)
+
+    # -- segments from the guest ---------------------------------------------------------------------------------
+
+    def from_guest(self, seq: int, ack: int, flags: int, wnd: int, data: memoryview, now: float) -> None:
+        """One segment in SYN_RECEIVED or later, in the order of RFC 9293 §3.10.7.4."""
+        state = self.state
+        size = len(data)
+        if seq != self.rcv_nxt or flags & (RST | SYN):
+            trim = self._acceptable(seq, size, flags, now)
+            if trim < 0:
+                return
+            if trim:
+                data = data[trim:]
+                size -= trim
+        if not flags & ACK:
+            return
+
+        # Acknowledgment and window
+        flight = (self.snd_nxt - self.snd_una) & MASK
+        acked = (ack - self.snd_una) & MASK
+        wnd <<= self.snd_wscale
+        if acked > flight:
+            if acked < HALF:
+                if state == SYN_RECEIVED:
+                    self.emit(ack, RST)
+                else:
+                    self.send_ack()  # acknowledges what was never sent
+                return
+            # an old acknowledgment: nothing to learn from it, the data still counts
+        else:
+            if state == SYN_RECEIVED:
+                if not acked:
+                    return
+                self.acknowledged(acked, ack, now)
+                self.snd_wnd = self.max_wnd = wnd
+                self.snd_wl1, self.snd_wl2 = seq, ack
+                self._established(now)
+                state = self.state  # the host side may have failed at once
+                if state == CLOSED:
+                    return
+            else:
+                if acked:
+                    self.acknowledged(acked, ack, now)
+                elif not flight:
+                    if self.retries and wnd:  # the answer to a probe
+                        self.retries = 0
+                        if state == FIN_WAIT_2:
+                            self.table.timers.arm(self, now + self.table.limits.fin_wait)
+                elif not size and wnd == self.snd_wnd and not flags & FIN:
+                    self.duplicate_ack(now)
+                # SND.WL1/WL2, RFC 9293 §3.10.7.4: newer segments only
+                if self.snd_wl1 == seq or (seq - self.snd_wl1) & MASK < HALF:
+                    self.snd_wl1, self.snd_wl2 = seq, ack
+                    self.snd_wnd = wnd
+                    if wnd > self.max_wnd:
+                        self.max_wnd = wnd
+                if self.fin_sent and self.snd_una == self.snd_nxt and state in FIN_ACKNOWLEDGED:
+                    state = self._enter(FIN_ACKNOWLEDGED[state], now)
+                    if state == CLOSED:
+                        return
+                if self.host_waiting:
+                    if self.room():
+                        self.host_waiting = False
+                        self.host.resume(now)
+                        state = self.state
+                    elif self.deadline == NEVER:
+                        self.host_paused(now)
+
+        # Payload
+        if size:
+            if state not in RECEIVING:
+                if state != CLOSED:
+                    self.send_ack()
+                return
+            taken = self._accept(data, size)
+            self.rcv_nxt = (self.rcv_nxt + taken) & MASK
+            if not self.ack_pending:
+                self.ack_pending = True
+                self.table.touched.append(self)
+            if taken < size:
+                return  # the rest, and a FIN behind it, come again
+            state = self.state
+        if flags & FIN and state in FIN_FROM_GUEST:
+            self.rcv_nxt = (self.rcv_nxt + 1) & MASK
+            self.fin_received = True
+            self.send_ack()
+            if not self.overflow:
+                self.host.finish()
+            self._enter(FIN_FROM_GUEST[state], now)
+
+    def _acceptable(self, seq: int, size: int, flags: int, now: float) -> int:
+        """RST, SYN and sequence checks: how many leading bytes to cut, or -1 where the segment is used up."""
+        offset = (seq - self.rcv_nxt) & MASK
+        if flags & RST:
+            if not offset:
+                self._reset_by_guest()
+            elif offset < self.table.receive_window:
+                self.send_ack()  # challenge ACK, RFC 5961 §3.2
+            return -1
+        if flags & SYN:
+            if self.state == SYN_RECEIVED and seq == self.irs:
+                self._send_syn(SYN | ACK, self.snd_una)  # our SYN-ACK was lost
+            else:
+                self.send_ack()  # challenge ACK, RFC 5961 §4.2
+            return -1
+        if offset >= HALF:  # begins with what we have
+            old = MASK + 1 - offset
+            if old < size or (old == size and flags & FIN and not self.fin_received):
+                return old
+            self.send_ack()  # all old: a retransmission, or a keep-alive (RFC 9293 §3.8.4)
+            if self.state == TIME_WAIT:
+                self.table.timers.arm(self, now + self.table.limits.time_wait)
+            return -1
+        counters = self.table.counters
+        if offset > self.table.receive_window:
+            counters.drop_tcp_out_of_window += 1
+        else:
+            counters.drop_tcp_out_of_order += 1
+        self.send_ack()  # one duplicate ACK each, so that the guest's fast retransmit fires (RFC 5681 §3.2)
+        return -1
+
+    def _accept(self, data: memoryview, size: int) -> int:
+        """Payload to the host socket or the overflow; how many bytes were taken."""
+        overflow = self.overflow
+        if not overflow:
+            taken = self.host.write(data)
+            if taken == size:
+                return size
+            if self.state == CLOSED:
+                return size  # the host failed meanwhile; the guest has its RST
+            data = data[taken:]
+            self.host.want_write()
+            if overflow is None:
+                overflow = self.overflow = bytearray()
+        else:
+            taken = 0
+        table = self.table
+        fits = table.receive_window - len(overflow)
+        memory = table.memory
+        if memory.used >= memory.limit:
+            fits = min(fits, table.limits.throttled - len(overflow))
+        rest = len(data)
+        if fits < rest:
+            table.counters.drop_tcp_memory += 1
+            rest = max(fits, 0)
+            data = data[:rest]
+        overflow += data
+        memory.used += rest
+        return taken + rest
+
+    def window(self) -> int:
+        """RCV.WND: what the overflow can still hold."""
+        overflow = self.overflow
+        if not overflow:
+            return self.table.receive_window
+        free = self.table.receive_window - len(overflow)
+        return free if free > 0 else 0
+
+    # -- events of the host side ---------------------------------------------------------------------------------
+
+    def host_writable(self, now: float) -> None:
+        """The host socket takes bytes again."""
+        overflow = self.overflow
+        if overflow:
+            taken = self.host.write(overflow)
+            if self.state == CLOSED and not self._draining:
+                return
+            del overflow[:taken]
+            self.table.memory.used -= taken
+            if overflow:
+                self.host.want_write()
+            else:
+                self.overflow = None
+                if self.fin_received:
+                    self.host.finish()
+                if self._draining:
+                    self.host.close()
+                    return
+            if self.state in RECEIVING:
+                # Tell the guest once half the window is free again (RFC 9293 §3.8.6.2.2).
+                offered = (self.rcv_adv - self.rcv_nxt) & MASK
+                half = self.table.receive_window >> 1
+                if offered < half <= self.window():
+                    self.send_ack()
+
+    def host_eof(self, now: float) -> None:
+        """The host's peer has finished sending: FIN behind what is in flight."""
+        state = FIN_TO_GUEST.get(self.state)
+        if state is None:
+            return
+        seq = self.snd_nxt
+        self.snd_nxt = (seq + 1) & MASK
+        self.fin_sent = True
+        self.emit(seq, FIN | ACK)
+        self.table.timers.arm(self, now + self.rto)
+        self._enter(state, now)
+
+    def host_reset(self, now: float) -> None:
+        """The host side failed (reset, timed out, unreachable): the guest gets an RST."""
+        if self.state == CLOSED:
+            self._drop_overflow()
+            self.host.close()
+            return
+        self.abort()
+        self.host.close()
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def on_deadline(self, now: float) -> None:
+        """Retransmission, persist, TIME-WAIT: the one timer."""
+        state = self.state
+        table = self.table
+        if state == TIME_WAIT:
+            self._leave()
+        elif state == FIN_WAIT_2:
+            if self.retries > table.limits.retries:
+                table.counters.tcp_timeouts += 1
+                self.abort()
+                self.host.abort()
+            else:
+                self.probe(now)  # half-closed and silent: is the guest still there?
+        elif state in (SYN_RECEIVED, SYN_SENT):
+            self.retries += 1
+            if self.retries > table.limits.syn_retries:
+                table.counters.tcp_timeouts += 1
+                self.abort()
+                self.host.abort()
+                return
+            self.rtt_seq = -1
+            self._send_syn(SYN if state == SYN_SENT else SYN | ACK, self.snd_una)
+            table.timers.arm(self, now + self.rto * (1 << self.retries))
+        elif self.snd_una != self.snd_nxt:
+            if not self.retransmission_due(now):
+                table.counters.tcp_timeouts += 1
+                self.abort()
+                self.host.abort()
+        elif self.host_waiting:
+            if self.room():
+                self.host_waiting = False
+                self.host.resume(now)
+            else:
+                self.probe(now)
+
+    def abort(self) -> None:
+        """RST to the guest and leave; the host side is the caller's."""
+        if self.state == CLOSED:
+            return
+        self.table.counters.tcp_resets_to_guest += 1
+        if self.state == CONNECTING:
+            self.emit(0, RST | ACK)
+        elif self.state != SYN_SENT:
+            self.emit(self.snd_nxt, RST | ACK)
+        else:
+            self.emit(self.snd_nxt, RST)
+        self._drop_overflow()
+        self._leave()
+
+    def evict(self) -> None:
+        """Make room for another flow."""
+        self.table.counters.tcp_evicted += 1
+        if self.state == TIME_WAIT:
+            self._leave()
+        else:
+            self.abort()
+            self.host.abort()
+
+    def evict_quietly(self) -> None:
+        """End both sides without a word to the guest, which gave the flow up."""
+        self._drop_overflow()
+        self._leave()
+        self.host.abort()
+
+    def network_ends(self) -> None:
+        """The guest is gone. What it had finished sending is still delivered; anything else is cut off, and says so."""
+        graceful = self.fin_received or self.state == TIME_WAIT
+        if graceful and self.overflow:
+            graceful = self.host.write(self.overflow) == len(self.overflow)
+        self._drop_overflow()
+        self._leave()
+        if graceful:
+            self.host.close()
+        else:
+            self.host.abort()
+
+    def _reset_by_guest(self) -> None:
+        self.table.counters.tcp_resets_from_guest += 1
+        self._drop_overflow()
+        finished = self.state in (TIME_WAIT, LAST_ACK, CLOSING)
+        self._leave()
+        if finished:
+            self.host.close()
+        else:
+            self.host.abort()
+
+    def _enter(self, state: int, now: float) -> int:
+        """Change state; what that state needs. The state as it is afterwards."""
+        self.state = state
+        table = self.table
+        if state == TIME_WAIT:
+            table.ending[self.key] = self
+            table.timers.arm(self, now + table.limits.time_wait)
+            self._release_host()
+        elif state == CLOSED:
+            self._leave()
+            self._release_host()
+        elif state == FIN_WAIT_2:
+            table.ending[self.key] = self
+            table.timers.arm(self, now + table.limits.fin_wait)
+        return self.state
+
+    def _release_host(self) -> None:
+        """Close the host side, once what the guest sent has been handed over."""
+        if self.overflow:
+            self._draining = True
+        else:
+            self.host.close()
+
+    def _drop_overflow(self) -> None:
+        if self.overflow:
+            self.table.memory.used -= len(self.overflow)
+        self.overflow = None
+
+    def _leave(self) -> None:
+        """Out of the table; nothing is kept for the guest."""
+        self.state = CLOSED
+        self.deadline = NEVER
+        self.forget()
+        self.table.remove(self)

@@ -1,0 +1,237 @@
+"""All TCP connections of one network: demultiplexing, opening, bounds, the batch's end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from itertools import chain
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from netd.stack import icmp, policy
+from netd.stack.addressing import Addressing
+from netd.stack.counters import Counters, Memory
+from netd.stack.limits import Limits
+from netd.stack.neighbor import Neighbors
+from netd.stack.ports import Host, HostStream, Transmit
+from netd.stack.tcp.connection import CONNECTING, SYN_SENT, TIME_WAIT, Connection
+from netd.stack.tcp.header import SegmentHeader
+from netd.stack.tcp.sender import HALF, MASK
+from netd.wire import checksum, ipv4, tcp
+from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
+
+if TYPE_CHECKING:
+    from netd.stack.timers import Timers
+
+_PORTS_SEQ = Struct("!HHI")
+_unpack = tcp.HEADER.unpack_from
+_MIN_MSS = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
+
+
+class TcpTable:
+    """``connections`` by key: the guest's source and destination address and ports, 12 bytes as on the wire."""
+
+    def __init__(
+        self,
+        addressing: Addressing,
+        neighbors: Neighbors,
+        transmit: Transmit,
+        send_icmp: Callable[[bytes, bytes], None],
+        host: Host,
+        limits: Limits,
+        counters: Counters,
+        timers: Timers,
+        mtu: int,
+        offload: bool,
+        allow_host_loopback: bool,
+        secret: bytes,
+    ) -> None:
+        self.addressing = addressing
+        self.neighbors = neighbors
+        self.transmit = transmit
+        self.host = host
+        self.limits = limits
+        self.counters = counters
+        self.timers = timers
+        self.mss = mtu - ipv4.SIZE - tcp.SIZE
+        self.offload = offload
+        self.receive_window = limits.receive_window if offload else limits.receive_window_plain
+        self.memory = Memory(limits.memory)
+        self.connections: dict[bytes, Connection] = {}
+        self.half_open: dict[bytes, Connection] = {}  # oldest first
+        self.ending: dict[bytes, Connection] = {}  # FIN_WAIT_2 and TIME_WAIT, oldest first
+        self.touched: list[Connection] = []
+        self._allow_host_loopback = allow_host_loopback
+        self._secret = secret
+        self._send_icmp = send_icmp
+
+    # -- from the guest ------------------------------------------------------------------------------------------
+
+    def from_guest(self, frame: memoryview, at: int, end: int, key: bytes, vouched: bool, now: float) -> None:
+        """The TCP segment at ``frame[at:end]`` of the flow ``key``."""
+        counters = self.counters
+        size = end - at
+        if size < tcp.SIZE:
+            counters.drop_short += 1
+            return
+        _, _, seq, ack, offset_flags, wnd, _, _ = _unpack(frame, at)
+        data_at = at + (offset_flags >> 12 << 2)
+        if data_at < at + tcp.SIZE or data_at > end:
+            counters.drop_bad_header += 1
+            return
+        if not vouched:
+            pseudo = checksum.pseudo_ipv4(key[:4], key[4:8], ipv4.TCP, size)
+            if not checksum.valid(pseudo + checksum.total(frame[at:end])):
+                counters.drop_bad_checksum += 1
+                return
+        flags = offset_flags & 0x3F
+        connection = self.connections.get(key)
+        if connection is not None:
+            state = connection.state
+            if state > SYN_SENT:
+                again = state == TIME_WAIT and flags & (SYN | ACK | RST) == SYN
+                if not again or (seq - connection.rcv_nxt) & MASK >= HALF:
+                    connection.from_guest(seq, ack, flags, wnd, frame[data_at:end], now)
+                    return
+                connection.evict()  # RFC 9293 §3.6.1: a new incarnation
+            elif state == SYN_SENT:
+                mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at]) if flags & SYN else (0, -1)
+                if mss:
+                    mss = max(mss, _MIN_MSS)
+                connection.syn_sent_from_guest(seq, ack, flags, wnd, mss, wscale, now)
+                return
+            else:
+                if flags & RST and seq == connection.rcv_nxt:
+                    connection.evict_quietly()
+                return  # a SYN again: the host is still connecting
+        if flags & (SYN | ACK | RST | FIN) == SYN:
+            self._open(frame, at, data_at, end, key, seq, wnd, now)
+        elif not flags & RST:
+            counters.drop_tcp_stray += 1
+            length = end - data_at + (1 if flags & FIN else 0) + (1 if flags & SYN else 0)
+            self._reset(key, seq, ack, flags, length)
+
+    def _open(
+        self, frame: memoryview, at: int, data_at: int, end: int, key: bytes, seq: int, wnd: int, now: float
+    ) -> None:
+        dst, dport = key[4:8], key[10] << 8 | key[11]
+        target = policy.decide(self.addressing, self._allow_host_loopback, dst, dport)
+        if target.kind == policy.DROP:
+            self.counters.drop_martian += 1
+            return
+        if target.kind == policy.REFUSE:
+            self.counters.tcp_refused += 1
+            self._send_icmp(key[:4], icmp.unreachable(target.code, _quote(frame, at)))
+            return
+        if not self._make_room():
+            self._reset(key, seq, 0, SYN, 1)
+            return
+        mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at])
+        mss = min(max(mss or DEFAULT_MSS, _MIN_MSS), self.mss)
+        connection = Connection(self, key, self._header(key), self._isn(key, now), mss, CONNECTING, now)
+        connection.guest_syn(seq, wnd, wscale)
+        self.connections[key] = self.half_open[key] = connection
+        # The relay tells the outcome later, never from within this call.
+        if target.kind == policy.RESOLVER:
+            connection.host = self.host.connect_resolver(connection)
+        else:
+            connection.host = self.host.connect(connection, target.ip, dport)
+
+    def flush(self) -> None:
+        """The end of a batch: one ACK for every connection that has taken payload and has not said so yet."""
+        touched = self.touched
+        for connection in touched:
+            if connection.ack_pending:
+                connection.send_ack()
+        touched.clear()
+
+    # -- from the host -------------------------------------------------------------------------------------------
+
+    def open_to_guest(
+        self, src: bytes, sport: int, dst: bytes, dport: int, stream: HostStream, now: float
+    ) -> Connection | None:
+        """A connection to the guest, as from ``src``:``sport``; None where a bound is reached.
+
+        Another port is taken where the guest already talks to that one.
+        """
+        if not self._make_room():
+            return None
+        for port in chain((sport,), range(61000, 65536)):
+            key = dst + src + dport.to_bytes(2, "big") + port.to_bytes(2, "big")
+            previous = self.connections.get(key)
+            if previous is not None and previous.state == TIME_WAIT:
+                previous.evict()
+                previous = None
+            if previous is None:
+                break
+        else:
+            return None
+        connection = Connection(self, key, self._header(key), self._isn(key, now), self.mss, SYN_SENT, now)
+        connection.host = stream
+        self.connections[key] = self.half_open[key] = connection
+        connection.send_syn(now)
+        return connection
+
+    # -- bounds --------------------------------------------------------------------------------------------------
+
+    def _make_room(self) -> bool:
+        """Room for one more flow, at the price of the oldest half-open or ending one."""
+        limits = self.limits
+        if len(self.half_open) >= limits.tcp_half_open:
+            next(iter(self.half_open.values())).evict()
+        if len(self.connections) < limits.tcp_flows:
+            return True
+        if self.ending:
+            next(iter(self.ending.values())).evict()
+            return True
+        self.counters.tcp_refused_limit += 1
+        return False
+
+    def remove(self, connection: Connection) -> None:
+        """Take a closed connection out."""
+        key = connection.key
+        if self.connections.get(key) is connection:
+            del self.connections[key]
+        self.half_open.pop(key, None)
+        self.ending.pop(key, None)
+
+    def close(self) -> None:
+        """The network ends."""
+        for connection in list(self.connections.values()):
+            connection.network_ends()
+
+    # -- answers without a connection ------------------------------------------------------------------------------
+
+    def _reset(self, key: bytes, seq: int, ack: int, flags: int, length: int) -> None:
+        """RST for a segment that belongs to nothing (RFC 9293 §3.10.7.1)."""
+        self.counters.tcp_resets_to_guest += 1
+        header = self._header(key)
+        if flags & ACK:
+            rst = header.pack(ack, 0, RST, 0, 0, payload_sum=0)
+        else:
+            rst = header.pack(0, (seq + length) & MASK, RST | ACK, 0, 0, payload_sum=0)
+        self.counters.tx_frames += 1
+        self.transmit(rst, b"", 0, 0, 0)
+
+    def unreachable(self, connection: Connection, code: int) -> None:
+        """ICMP unreachable for the SYN that opened ``connection``."""
+        key = connection.key
+        quote = ipv4.build(key[:4], key[4:8], ipv4.TCP, tcp.SIZE)
+        quote += _PORTS_SEQ.pack(key[8] << 8 | key[9], key[10] << 8 | key[11], connection.irs)
+        self._send_icmp(key[:4], icmp.unreachable(code, quote))
+
+    def _header(self, key: bytes) -> SegmentHeader:
+        guest, peer = key[:4], key[4:8]
+        sport, dport = key[10] << 8 | key[11], key[8] << 8 | key[9]
+        src_mac = self.addressing.dns_mac if peer == self.addressing.dns else self.addressing.gateway_mac
+        return SegmentHeader(self.neighbors.mac_of(guest), src_mac, peer, guest, sport, dport)
+
+    def _isn(self, key: bytes, now: float) -> int:
+        """Initial sequence number: a keyed hash of the flow plus a 4 µs clock (RFC 6528 §3)."""
+        digest = hashlib.blake2s(key, key=self._secret, digest_size=4).digest()
+        return (int.from_bytes(digest, "big") + int(now * 250000)) & MASK
+
+
+def _quote(frame: memoryview, at: int) -> bytes:
+    """The IP header and first 8 bytes of the datagram whose layer 4 begins at ``at`` (RFC 792)."""
+    return bytes(frame[14 : at + 8])
