@@ -1,0 +1,1 @@
+"""Frames to and from a file descriptor. Knows no protocol above Ethernet."""

@@ -1,0 +1,93 @@
+"""A TAP device: batches of frames in, single frames out, with or without a vnet header."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+
+from netd.link import vnet_hdr
+
+FRAME_MAX = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
+BATCH = 64  # frames per wake-up, so that no network starves another
+
+Buffer = bytes | bytearray | memoryview
+
+_pack = vnet_hdr.HEADER.pack
+
+# One batch runs at a time in a process, and no view of it outlives its call: all networks share the buffer.
+_buffer = bytearray(vnet_hdr.SIZE + FRAME_MAX)
+_view = memoryview(_buffer)
+
+
+_TUNGETIFF = 0x800454D2  # linux/if_tun.h
+
+
+def is_attached(fd: int) -> bool:
+    """True if ``fd`` is a TAP whose device still exists."""
+    try:
+        fcntl.ioctl(fd, _TUNGETIFF, bytes(40))
+    except OSError:
+        return False
+    return True
+
+
+class Tap:
+    """Owns ``fd`` (non-blocking). ``vnet``: frames carry a virtio_net_hdr of 10 bytes."""
+
+    __slots__ = ("_iov", "_skip", "drops", "fd", "vnet")
+
+    def __init__(self, fd: int, vnet: bool) -> None:
+        self.fd = fd
+        self.vnet = vnet
+        self.drops = 0  # frames the device did not take
+        self._skip = vnet_hdr.SIZE if vnet else 0
+        self._iov = [_buffer]
+
+    def receive(self, deliver: Callable[[memoryview, bool, float], None], now: float) -> bool:
+        """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, now)``; False once the device is gone.
+
+        ``vouched``: the device says the layer-4 checksum is right or still to be completed (virtio_net.h).
+        """
+        fd, iov, skip = self.fd, self._iov, self._skip
+        readv = os.readv
+        view, buffer = _view, _buffer
+        try:
+            if skip:
+                for _ in range(BATCH):
+                    size = readv(fd, iov)
+                    deliver(view[skip:size], buffer[0] != 0, now)
+            else:
+                for _ in range(BATCH):
+                    size = readv(fd, iov)
+                    deliver(view[:size], False, now)
+        except BlockingIOError:
+            return True
+        except OSError as e:
+            # EIO: the interface is down. EBADFD: the device was deleted under us (drivers/net/tun.c).
+            return e.errno in (errno.EIO, errno.EINTR)
+        return True
+
+    def transmit(self, header: Buffer, payload: Buffer, checksum_at: int, checksum_offset: int, gso_size: int) -> bool:
+        """Write one frame (``stack.ports.Transmit``). False: not taken, counted in ``drops``."""
+        try:
+            if self._skip:
+                if checksum_at:
+                    kind = vnet_hdr.GSO_TCPV4 if gso_size else 0
+                    vnet = _pack(vnet_hdr.NEEDS_CSUM, kind, len(header), gso_size, checksum_at, checksum_offset)
+                else:
+                    vnet = vnet_hdr.PLAIN
+                os.writev(self.fd, (vnet, header, payload))
+            else:
+                os.writev(self.fd, (header, payload))
+        except OSError:
+            self.drops += 1
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the device; a TAP that is not persistent vanishes with it, at once."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
