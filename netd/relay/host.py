@@ -1,0 +1,107 @@
+"""The host's network as the stack sees it (``stack.ports.Host``): sockets outwards are opened here."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from netd.relay.datagram import Datagrams
+from netd.relay.echo import Echo
+from netd.relay.resolver import Resolver
+from netd.relay.stream import Stream
+from netd.stack.flow import EchoFlow, UdpFlow
+from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
+from netd.wire import dns
+
+if TYPE_CHECKING:
+    from netd.stack.udp import UdpTable
+
+logger = logging.getLogger(__name__)
+
+
+class HostNetwork:
+    """One network's way out. ``flush`` is called after every event of a host socket."""
+
+    udp: UdpTable
+    resolver: Resolver
+
+    def __init__(
+        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], source: str
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._flush = flush
+        self._source = source
+        self._endpoints: dict[bytes, Datagrams] = {}
+        self._told_ping = False
+
+    def new_stream(self, sock: socket.socket | None) -> Stream:
+        """The host side of a connection; ``sock`` where the host's peer has connected to us."""
+        return Stream(self._loop, self._clock, self._flush, sock)
+
+    def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
+        """To ``ip``:``port``."""
+        stream = self.new_stream(None)
+        stream.connection = connection
+        stream.connect([(socket.inet_ntoa(ip), port)], self._source)
+        return stream
+
+    def connect_resolver(self, connection: GuestStream) -> Stream:
+        """To a name server; a dead one is followed by the next."""
+        stream = self.new_stream(None)
+        stream.connection = connection
+        stream.connect([(address, dns.PORT) for address in self.resolver.servers()], self._source)
+        return stream
+
+    def open_datagrams(self, flow: UdpFlow) -> Datagrams | None:
+        """The socket of the flow's guest endpoint."""
+        key = flow.guest + flow.guest_port.to_bytes(2, "big")
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            try:
+                endpoint = Datagrams(
+                    self._loop,
+                    self._clock,
+                    self.udp,
+                    flow.guest,
+                    flow.guest_port,
+                    self._source,
+                    self._forget_endpoint,
+                )
+            except OSError as e:
+                logger.warning("no UDP socket for the guest: %s", e.strerror)
+                return None
+            self._endpoints[key] = endpoint
+        endpoint.adopt(flow)
+        return endpoint
+
+    def _forget_endpoint(self, key: bytes) -> None:
+        self._endpoints.pop(key, None)
+
+    def resolve(self, flow: UdpFlow, query: Buffer) -> None:
+        """One DNS message."""
+        self.resolver.query(bytes(query), flow.to_guest)
+
+    def open_echo(self, flow: EchoFlow) -> Echo | int:
+        """A ping socket, or why not."""
+        try:
+            return Echo(self._loop, flow, self._source)
+        except PermissionError:
+            if not self._told_ping:
+                self._told_ping = True
+                logger.warning(
+                    "containers cannot ping the outside: the host's net.ipv4.ping_group_range excludes this user"
+                    " (as root: sysctl -w net.ipv4.ping_group_range='0 2147483647')"
+                )
+            return ADMIN_PROHIBITED
+        except OSError:
+            return HOST_UNREACHABLE
+
+    def close(self) -> None:
+        """The network ends."""
+        self.resolver.close()
+        for endpoint in list(self._endpoints.values()):
+            endpoint.close()

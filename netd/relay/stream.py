@@ -1,0 +1,241 @@
+"""The host side of one TCP connection: connect, move bytes, half-close, reset.
+
+The socket is read for as many bytes as the connection has room for, and written directly from the frame's buffer.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
+
+PULL_BYTES = 1 << 20  # read from one socket per wake-up, so that no flow starves another
+KEEPALIVE_SECONDS = 7200
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
+
+_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
+# A connect's failure as what the guest is told.
+_REFUSALS = {
+    errno.EHOSTUNREACH: HOST_UNREACHABLE,
+    errno.ETIMEDOUT: HOST_UNREACHABLE,
+    errno.EHOSTDOWN: HOST_UNREACHABLE,
+    errno.ENETUNREACH: NET_UNREACHABLE,
+    errno.ENETDOWN: NET_UNREACHABLE,
+    errno.EACCES: ADMIN_PROHIBITED,
+    errno.EPERM: ADMIN_PROHIBITED,
+}
+
+Address = tuple[str, int]
+
+IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: leave the port to connect
+
+
+def open_stream_socket(address: Address, source: str) -> socket.socket:
+    """A non-blocking TCP socket for ``address``, bound to ``source`` where given. OSError."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if source and family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Stream:
+    """A host socket and its connection (``stack.ports.HostStream``)."""
+
+    __slots__ = ("_clock", "_closed", "_flush", "_loop", "_reading", "_writing", "connection", "on_close", "sock")
+
+    connection: GuestStream
+
+    def __init__(
+        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], sock: socket.socket | None
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._flush = flush  # after every event: timers, pending ACKs
+        self.sock = sock
+        self._reading = self._writing = self._closed = False
+        self.on_close: Callable[[Stream], None] | None = None
+        if sock is not None:
+            self._prepare(sock)
+
+    @staticmethod
+    def _prepare(sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done its Nagle already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+
+    # -- connecting ----------------------------------------------------------------------------------------------
+
+    def connect(self, addresses: list[Address], source: str) -> None:
+        """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within."""
+        self._loop.call_soon(self._next_address, addresses, source, errno.ENETUNREACH)
+
+    def _next_address(self, addresses: list[Address], source: str, error: int) -> None:
+        if self._closed:
+            return  # the guest gave up meanwhile
+        while addresses:
+            address, addresses = addresses[0], addresses[1:]
+            try:
+                sock = open_stream_socket(address, source)
+            except OSError as e:
+                error = e.errno or errno.EIO
+                continue
+            self._prepare(sock)
+            error = sock.connect_ex(address)
+            if error in _PROGRESS:
+                error = sock.connect_ex(address)  # a local handshake is over by now: one system call for a wake-up
+            if error in (0, errno.EISCONN):
+                self.sock = sock
+                self._connected()
+                return
+            if error in _PROGRESS:
+                self.sock = sock
+                self._writing = True
+                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, source)
+                return
+            sock.close()
+        self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
+        self._flush()
+
+    def _on_connect(self, addresses: list[Address], source: str) -> None:
+        sock = self.sock
+        if sock is None:
+            return
+        self._stop_writing(sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            sock.close()
+            self.sock = None
+            self._next_address(addresses, source, error)
+        else:
+            self._connected()
+
+    def _connected(self) -> None:
+        self.connection.host_connected(self._clock())
+        self._flush()
+
+    # -- to the host ---------------------------------------------------------------------------------------------
+
+    def write(self, view: Buffer) -> int:
+        """What the socket takes now."""
+        sock = self.sock
+        if sock is None:
+            return 0
+        try:
+            return sock.send(view)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.connection.host_reset(self._clock())
+            return 0
+
+    def want_write(self) -> None:
+        """Call back when the socket takes bytes again."""
+        if not self._writing and self.sock is not None:
+            self._writing = True
+            self._loop.add_writer(self.sock.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        sock = self.sock
+        if sock is None:
+            return
+        self._stop_writing(sock)
+        self.connection.host_writable(self._clock())
+        self._flush()
+
+    def finish(self) -> None:
+        """Half-close."""
+        if self.sock is not None:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.connection.host_reset(self._clock())
+
+    # -- to the guest --------------------------------------------------------------------------------------------
+
+    def resume(self, now: float) -> None:
+        """Read now, and go on when there is more."""
+        if self.sock is not None and not self._reading:
+            self._pull(now)
+
+    def _on_readable(self) -> None:
+        self._pull(self._clock())
+        self._flush()
+
+    def _pull(self, now: float) -> None:
+        """Read and forward until the socket is empty, the guest is full, or it is another flow's turn."""
+        connection = self.connection
+        sock = self.sock
+        if sock is None:
+            return
+        budget = PULL_BYTES
+        recv, room_of, deliver = sock.recv, connection.room, connection.from_host
+        while True:
+            room = room_of()
+            if not room:
+                self._stop_reading(sock)
+                connection.host_paused(now)
+                return
+            try:
+                data = recv(room)
+            except BlockingIOError:
+                break
+            except OSError:
+                connection.host_reset(now)
+                return
+            size = len(data)
+            if not size:
+                self._stop_reading(sock)
+                connection.host_eof(now)
+                return
+            deliver(data, now)
+            budget -= size
+            if budget <= 0 or size < room:
+                break
+        if not self._reading and self.sock is not None:
+            self._reading = True
+            self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    def _stop_reading(self, sock: socket.socket) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(sock.fileno())
+
+    def _stop_writing(self, sock: socket.socket) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(sock.fileno())
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """RST to the host's peer."""
+        if self.sock is not None:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:
+                pass  # the kernel has reset it already
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; what the kernel still holds is delivered."""
+        self._closed = True
+        sock, self.sock = self.sock, None
+        if sock is None:
+            return
+        self._stop_reading(sock)
+        self._stop_writing(sock)
+        sock.close()
+        if self.on_close is not None:
+            self.on_close(self)
+            self.on_close = None
