@@ -1,0 +1,357 @@
+"""The set of networks: attach, detach, and what outlives this process.
+
+With a service manager every descriptor that a network lives on is in its store from the moment it exists
+(``changed``), beside a record of plain data; ``start`` builds the networks again from both. Without one the networks
+end with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import select
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from netd import __version__
+from netd.errors import (
+    AmbiguousNetwork,
+    LimitReached,
+    NamespaceUnavailable,
+    NetdError,
+    NetworkExists,
+    NoSuchNetwork,
+    ShuttingDown,
+)
+from netd.lifeline import Watch
+from netd.link.tap import is_attached
+from netd.netns.plan import OpenTap
+from netd.netns.spawn import Agent
+from netd.network import Network, clock, plan_of, record_of
+from netd.record import Record
+from netd.relay.resolver import NameServers
+from netd.sdnotify import Notifier
+from netd.services import dns
+from netd.settings import Settings
+from netd.specs import ForwardSpec, Lifeline, NetworkSpec
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[str, Network], None]
+StoredFds = dict[str, list[int]]
+
+
+class Daemon:
+    """All networks of one owner."""
+
+    def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
+        self.settings = settings
+        self.networks: dict[str, Network] = {}
+        self.observers: list[Observer] = []
+        self.started = time.time()
+        self._notifier = notifier or Notifier()
+        self._agent = Agent()
+        self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock)
+        self._watches: dict[str, Watch] = {}
+        self._attaching: set[str] = set()  # names
+        self._stored: dict[str, StoredFds] = {}
+        self._record: Record | None = None
+        self._stopping = False
+
+    # -- attach and detach ---------------------------------------------------------------------------------------
+
+    async def attach(
+        self, spec: NetworkSpec, netns_fd: int, lifeline: Lifeline, held: dict[str, int] | None = None
+    ) -> Network:
+        """Give the namespace its network. Takes over ``netns_fd``, ``lifeline.fd`` and ``held`` whatever happens.
+
+        On return traffic flows. NetdError.
+        """
+        held = dict(held or {})
+        mine = [fd for fd in (lifeline.fd, *held.values()) if fd >= 0]
+        try:
+            network = await self._attach(spec, netns_fd, lifeline, held)
+        except BaseException:
+            for fd in mine:
+                os.close(fd)
+            raise
+        finally:
+            os.close(netns_fd)
+        for fd, kind in ((lifeline.fd, lifeline.kind), (held.get("exit_fd", -1), "exit_fd")):
+            if lifeline.kind == "path" or fd >= 0:
+                self._watch(network, Lifeline(kind, fd, lifeline.path))
+        logger.info("attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
+        self.changed(network)
+        self._tell("attached", network)
+        return network
+
+    async def _attach(self, spec: NetworkSpec, netns_fd: int, lifeline: Lifeline, held: dict[str, int]) -> Network:
+        if self._stopping:
+            raise ShuttingDown("netd is stopping")
+        if len(self.networks) + len(self._attaching) >= self.settings.max_networks:
+            raise LimitReached(f"netd serves at most {self.settings.max_networks} networks (max_networks)")
+        try:
+            inode = os.fstat(netns_fd).st_ino
+        except OSError as e:
+            raise NamespaceUnavailable(f"no network namespace: {e.strerror}") from None
+        id_ = secrets.token_hex(6)
+        name = spec.name or id_
+        for other in list(self.networks.values()):
+            same_device = other.netns_inode == inode and other.spec.ifname == spec.ifname
+            if same_device or other.name == name or other.id == name:
+                # A container that restarts comes back before its old lifeline's event may have been looked at.
+                if not _has_ended(other):
+                    what = (
+                        f"the namespace has a network at {spec.ifname} already" if same_device else "the name is taken"
+                    )
+                    raise NetworkExists(f"{what}: {other.name} ({other.id})")
+                self._end(other, "ended")
+        if name in self._attaching:
+            raise NetworkExists(f"the name is taken: {name} is being attached")
+        self._attaching.add(name)
+        try:
+            tap = await self._agent.open_tap(netns_fd, plan_of(spec, self.settings.offload))
+        finally:
+            self._attaching.discard(name)
+        if self._stopping:
+            os.close(tap.fd)
+            raise ShuttingDown("netd is stopping")
+        network = self._new_network(id_, spec, lifeline, held, tap, inode)
+        self.networks[id_] = network
+        return network
+
+    def _new_network(
+        self,
+        id_: str,
+        spec: NetworkSpec,
+        lifeline: Lifeline,
+        held: dict[str, int],
+        tap: OpenTap,
+        inode: int,
+        created: float = 0.0,
+    ) -> Network:
+        try:
+            return Network(
+                asyncio.get_running_loop(),
+                id_,
+                spec,
+                lifeline,
+                held,
+                tap,
+                inode,
+                self._name_servers,
+                on_lost=lambda network: self._end(network, "its device is gone"),
+                holder_of=self._holder_of,
+                created=created,
+            )
+        except BaseException:
+            os.close(tap.fd)
+            raise
+
+    def _watch(self, network: Network, lifeline: Lifeline) -> None:
+        watch = self._watches.get(network.id)
+        if watch is None:
+            loop = asyncio.get_running_loop()
+            watch = self._watches[network.id] = Watch(loop, lambda: self._end(network, "ended"))
+        try:
+            watch.add(lifeline)
+        except (NetdError, OSError) as e:
+            logger.info("%s: %s", network.name, e)
+            asyncio.get_running_loop().call_soon(self._end, network, "ended")
+
+    async def detach(self, network: Network) -> None:
+        """End a network: TAP, forwards, flows and descriptors go, observers hear of it. Idempotent."""
+        self._end(network, "detached")
+
+    def _end(self, network: Network, why: str) -> None:
+        if self.networks.pop(network.id, None) is None:
+            return
+        watch = self._watches.pop(network.id, None)
+        if watch is not None:
+            watch.close()
+        network.close()
+        logger.info("%s: %s", network.name, why)
+        self._tell("detached", network)
+        network.release()
+        self._forget(network.id)
+
+    def _tell(self, event: str, network: Network) -> None:
+        for observer in list(self.observers):
+            observer(event, network)
+
+    # -- finding -------------------------------------------------------------------------------------------------
+
+    def network(self, ref: str) -> Network:
+        """By id, unique id prefix, or name. NoSuchNetwork, AmbiguousNetwork."""
+        found = self.networks.get(ref)
+        if found is not None:
+            return found
+        for network in self.networks.values():
+            if network.name == ref:
+                return network
+        matches = [network for id_, network in self.networks.items() if ref and id_.startswith(ref)]
+        if not matches:
+            raise NoSuchNetwork(f"no network {ref!r}")
+        if len(matches) > 1:
+            listed = ", ".join(f"{network.id} ({network.name})" for network in matches)
+            raise AmbiguousNetwork(f"{ref!r} fits several networks: {listed}")
+        return matches[0]
+
+    def _holder_of(self, spec: ForwardSpec) -> str:
+        """Which network of ours listens on a port of ``spec``; "" if none."""
+        ports = range(spec.host_port, spec.host_port + spec.range)
+        for network in self.networks.values():
+            for forward in network.forwards():
+                other = forward.spec
+                overlap = other.host_port < ports.stop and ports.start < other.host_port + other.range
+                wild = {"", "0.0.0.0"}
+                same_ip = other.host_ip == spec.host_ip or other.host_ip in wild or spec.host_ip in wild
+                if other.protocol == spec.protocol and overlap and same_ip:
+                    return network.name
+        return ""
+
+    # -- what outlives the process -------------------------------------------------------------------------------
+
+    def changed(self, network: Network) -> None:
+        """A network, its forwards or its held descriptors changed: bring store and record up to date."""
+        ports = sum(f.spec.range for n in self.networks.values() for f in n.forwards())
+        notifier = self._notifier
+        if not notifier.present or network.id not in self.networks:
+            return
+        stored = self._stored.setdefault(network.id, {})
+        wanted = network.stored_fds()
+        try:
+            for key in [key for key, fds in stored.items() if wanted.get(key) != fds]:
+                notifier.unstore(f"{network.id}.{key}")
+                del stored[key]
+            for key, fds in wanted.items():
+                if key not in stored:
+                    notifier.store(f"{network.id}.{key}", fds)
+                    stored[key] = fds
+            self._write_record()
+            notifier.send(f"STATUS={len(self.networks)} networks, {ports} published ports")
+        except OSError as e:
+            logger.error("%s would not survive a restart: %s", network.name, e)
+
+    def _forget(self, network_id: str) -> None:
+        stored = self._stored.pop(network_id, None)
+        if stored is None:
+            return
+        try:
+            for key in stored:
+                self._notifier.unstore(f"{network_id}.{key}")
+            self._write_record()
+        except OSError as e:
+            logger.error("the record of networks could not be written: %s", e)
+
+    def _write_record(self) -> None:
+        if self._record is None:
+            self._record = Record()
+            self._notifier.store("state", [self._record.fd])
+        self._record.write({"version": __version__, "networks": [record_of(n) for n in self.networks.values()]})
+
+    def _restore(self, stored: Iterable[tuple[str, int]]) -> None:
+        """Build the networks again from the service manager's descriptors; what fits nothing is closed and let go."""
+        by_name: dict[str, list[int]] = {}
+        for name, fd in stored:
+            by_name.setdefault(name, []).append(fd)
+        content: dict[str, Any] | None = None
+        state = by_name.pop("state", [])
+        if state:
+            record = Record(state[0])
+            content = record.read()
+            if content is None:
+                logger.warning("the record of an earlier netd is not readable: starting cold")
+            for fd in state if content is None else state[1:]:
+                os.close(fd)
+            if content is None:
+                self._notifier.unstore("state")
+            else:
+                self._record = record
+        for entry in (content or {}).get("networks", []):
+            try:
+                self._restore_network(entry, by_name)
+            except (NetdError, OSError, KeyError, TypeError, ValueError) as e:
+                logger.warning("network %s could not be restored: %s", entry.get("name") or entry.get("id"), e)
+        for name, fds in by_name.items():
+            for fd in fds:
+                os.close(fd)
+            self._notifier.unstore(name)
+
+    def _restore_network(self, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
+        id_ = entry["id"]
+        spec = NetworkSpec(**entry["spec"])
+        kind, path = entry["lifeline"]["kind"], entry["lifeline"]["path"]
+        names = {key: f"{id_}.{key}" for key in ("tap", "life")}
+        if names["tap"] not in by_name or (kind in ("exit_fd", "shim", "pidfd") and names["life"] not in by_name):
+            raise NamespaceUnavailable("it ended while netd was away")
+        tap_fd = by_name[names["tap"]][0]
+        if not is_attached(tap_fd):
+            raise NamespaceUnavailable("its device is gone")
+        tap = OpenTap(tap_fd, **entry["tap"])
+        held = {key: by_name[f"{id_}.held-{key}"][0] for key in entry["held"] if f"{id_}.held-{key}" in by_name}
+        if "exit_fd" in entry["held"] and "exit_fd" not in held:
+            raise NamespaceUnavailable("it ended while netd was away")
+        lifeline = Lifeline(kind, by_name.get(names["life"], [-1])[0], path)
+        taken = [*names.values(), *(f"{id_}.held-{key}" for key in held)]
+        stored = {name.split(".", 1)[1]: by_name.pop(name)[:1] for name in taken if name in by_name}
+        network = self._new_network(id_, spec, lifeline, held, tap, entry["netns_inode"], entry["created"])
+        self.networks[id_] = network
+        self._stored[id_] = stored
+        for forward in entry["forwards"]:
+            name = f"{id_}.port-{forward['id']}"
+            fds = by_name.pop(name, [])
+            try:
+                network.restore_forward(forward["id"], ForwardSpec(**forward["spec"]), forward["origin"], fds)
+            except NetdError as e:
+                logger.warning("%s: %s", network.name, e)
+                self._notifier.unstore(name)
+            else:
+                stored[f"port-{forward['id']}"] = network.stored_fds()[f"port-{forward['id']}"]
+        network.resume_forward_ids(entry["next_forward_id"])
+        if kind != "explicit":
+            self._watch(network, lifeline)
+        if "exit_fd" in held:
+            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        logger.info("restored %s", network.name)
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    async def start(self, stored: Iterable[tuple[str, int]] = ()) -> None:
+        """Start the agent and restore what the service manager kept. Observers are told by ``announce``."""
+        await self._agent.start()
+        self._restore(stored)
+
+    def announce(self) -> None:
+        """Tell the observers, who have come by now, of the restored networks."""
+        for network in list(self.networks.values()):
+            self._tell("attached", network)
+            self.changed(network)
+
+    async def stop(self) -> None:
+        """Let go of everything. With a service manager the networks live on in its store."""
+        self._stopping = True
+        for watch in self._watches.values():
+            watch.close()
+        self._watches.clear()
+        for network in list(self.networks.values()):
+            network.close()
+            network.release()
+        self.networks.clear()
+        await self._agent.stop()
+
+
+def _has_ended(network: Network) -> bool:
+    """True if a lifeline's end is known to the kernel, though not yet to us."""
+    poller = select.poll()
+    kind, fd = network.lifeline.kind, network.lifeline.fd
+    if kind == "path":
+        return not os.path.lexists(network.lifeline.path)
+    if fd >= 0:
+        poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)
+    if "exit_fd" in network.held:
+        poller.register(network.held["exit_fd"], select.POLLHUP)
+    return bool(poller.poll(0))

@@ -1,0 +1,97 @@
+"""What ends a network: a pipe's hang-up, a process's end, a shim's death, a file's unlink. Watched on the loop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import struct
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+from netd.errors import NamespaceUnavailable
+from netd.specs import Lifeline
+
+_IN_MOVED_FROM, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800  # sys/inotify.h
+_EVENT = struct.Struct("=iIII")  # struct inotify_event: wd mask cookie len, then the name
+
+
+class Watch:
+    """Calls ``ended`` once. ``close`` stops watching and closes what this class opened, not the lifeline's own fd."""
+
+    def __init__(self, loop: AbstractEventLoop, ended: Callable[[], None]) -> None:
+        self._loop = loop
+        self._ended = ended
+        self._fds: list[int] = []
+        self._own: list[int] = []
+
+    def add(self, lifeline: Lifeline) -> None:
+        """Begin to watch. NamespaceUnavailable if it has ended already."""
+        if lifeline.kind == "path":
+            self._add_path(lifeline.path)
+        elif lifeline.kind == "pidfd":
+            self._add_fd(lifeline.fd, self._on_pidfd)
+        elif lifeline.kind in ("exit_fd", "shim"):
+            self._add_fd(lifeline.fd, self._on_stream)
+
+    def _add_fd(self, fd: int, callback: Callable[[int], None]) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return  # a regular file never hangs up
+        self._loop.add_reader(fd, callback, fd)
+        self._fds.append(fd)
+
+    def _on_stream(self, fd: int) -> None:
+        try:
+            if os.read(fd, 4096):
+                return  # only the hang-up counts
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # an error is an end
+        self._fire()
+
+    def _on_pidfd(self, fd: int) -> None:
+        self._fire()
+
+    def _add_path(self, path: str) -> None:
+        directory, name = os.path.split(os.path.abspath(path))
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if fd < 0:
+            raise NamespaceUnavailable(f"cannot watch {path}: {os.strerror(ctypes.get_errno())}")
+        mask = _IN_DELETE | _IN_MOVED_FROM | _IN_DELETE_SELF | _IN_MOVE_SELF
+        if libc.inotify_add_watch(fd, os.fsencode(directory), ctypes.c_uint32(mask)) < 0:
+            os.close(fd)
+            raise NamespaceUnavailable(f"cannot watch {path}: {os.strerror(ctypes.get_errno())}")
+        self._own.append(fd)
+        if not os.path.lexists(path):
+            raise NamespaceUnavailable(f"{path} is gone")
+        self._loop.add_reader(fd, self._on_inotify, fd, os.fsencode(name))
+        self._fds.append(fd)
+
+    def _on_inotify(self, fd: int, name: bytes) -> None:
+        try:
+            data = os.read(fd, 4096)
+        except OSError:
+            return
+        at = 0
+        while at + _EVENT.size <= len(data):
+            _, mask, _, length = _EVENT.unpack_from(data, at)
+            entry = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
+            at += _EVENT.size + length
+            if mask & (_IN_DELETE_SELF | _IN_MOVE_SELF) or entry == name:
+                self._fire()
+                return
+
+    def _fire(self) -> None:
+        self.close()
+        self._ended()
+
+    def close(self) -> None:
+        """Stop watching."""
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        self._fds.clear()
+        for fd in self._own:
+            os.close(fd)
+        self._own.clear()

@@ -1,0 +1,267 @@
+"""One attached namespace: link, stack, services and relay put together. This file is the architecture in small.
+
+TAP fd ── link.tap ── stack.interface ── relay.host ── host sockets
+                           │                 └──────── relay.resolver ── services.dns
+                           └── relay.forwards ──────── host listeners
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+import time
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable
+from typing import Any
+
+from netd.errors import PortInUse
+from netd.link.tap import Tap
+from netd.netns.plan import OpenTap, TapPlan
+from netd.relay import forwards, resolver
+from netd.relay.host import HostNetwork
+from netd.services import dns
+from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
+from netd.stack.addressing import Addressing
+from netd.stack.interface import Interface
+from netd.stack.limits import Limits
+
+clock = time.monotonic
+
+
+def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
+    """The addresses of ``spec`` as bytes; the gateway's MACs are slirp4netns' (52:55 and the IPv4 octets)."""
+    network = ipaddress.IPv4Network(spec.cidr)
+    gateway = ipaddress.IPv4Address(spec.gateway_ip).packed
+    dns_ip = ipaddress.IPv4Address(spec.dns_ip).packed if spec.dns_ip else b""
+    return Addressing(
+        guest=ipaddress.IPv4Address(spec.guest_ip).packed,
+        gateway=gateway,
+        dns=dns_ip,
+        network=int(network.network_address),
+        mask=int(network.netmask),
+        gateway_mac=b"\x52\x55" + gateway,
+        dns_mac=b"\x52\x55" + (dns_ip or gateway),
+        guest_mac=guest_mac,
+    )
+
+
+def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
+    """What the agent is to set up in the namespace."""
+    prefix = ipaddress.IPv4Network(spec.cidr).prefixlen
+    return TapPlan(
+        ifname=spec.ifname,
+        mtu=spec.mtu,
+        mac=spec.mac,
+        configure=spec.configure,
+        address=f"{spec.guest_ip}/{prefix}",
+        gateway=spec.gateway_ip,
+        offload=offload,
+    )
+
+
+class Network:
+    """Owns the TAP, the lifeline's fd, the held fds and everything built on them, until ``close``."""
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        id_: str,
+        spec: NetworkSpec,
+        lifeline: Lifeline,
+        held: dict[str, int],
+        tap: OpenTap,
+        netns_inode: int,
+        name_servers: resolver.NameServers,
+        on_lost: Callable[[Network], None],
+        holder_of: Callable[[ForwardSpec], str],
+        limits: Limits | None = None,
+        created: float = 0.0,
+    ) -> None:
+        self.id = id_
+        self.name = spec.name or id_
+        self.spec = spec
+        self.lifeline = lifeline
+        self.held = held
+        self.tap = tap
+        self.netns_inode = netns_inode
+        self.created = created or time.time()
+        self._loop = loop
+        self._on_lost = on_lost
+        self._holder_of = holder_of
+        self._timer: TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._closed = False
+
+        self._link = Tap(tap.fd, tap.vnet_hdr)
+        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip)
+        self._interface = Interface(
+            addressing_of(spec, bytes.fromhex(tap.mac.replace(":", ""))),
+            self._link.transmit,
+            self._host,
+            limits or Limits(),
+            spec.mtu,
+            tap.offload,
+            spec.allow_host_loopback,
+            secrets.token_bytes(16),
+        )
+        interface = self._interface
+        self._host.udp = interface.udp
+        self._host.resolver = resolver.Resolver(loop, dns, name_servers, interface.counters, spec.outbound_ip)
+        self._forwards = forwards.Forwards(
+            loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
+        )
+        loop.add_reader(tap.fd, self._on_frames)
+
+    # -- the loop's events ---------------------------------------------------------------------------------------
+
+    def _on_frames(self) -> None:
+        interface = self._interface
+        alive = self._link.receive(interface.from_guest, clock())
+        self._flush()
+        if not alive:
+            self._loop.remove_reader(self.tap.fd)
+            self._on_lost(self)
+
+    def _flush(self) -> None:
+        """After every event: pending ACKs out, the one timer where it must be."""
+        interface = self._interface
+        interface.flush()
+        at = interface.poll_at()
+        if at < self._timer_at and not self._closed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_later(max(at - clock(), 0.0), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        self._interface.poll(clock())
+        self._flush()
+
+    # -- port forwards -------------------------------------------------------------------------------------------
+
+    def add_forward(self, spec: ForwardSpec, origin: str) -> ForwardStatus:
+        """Publish ports now. InvalidSpec, PortInUse, PortPrivileged, AddressUnavailable, LimitReached."""
+        try:
+            return self._forwards.add(spec, origin)
+        except PortInUse as e:
+            holder = self._holder_of(spec)
+            if not holder:
+                raise
+            raise PortInUse(f"{e} (held by network {holder})", holder, f"netd port ls {holder}") from None
+
+    def remove_forward(self, id_: int, close_connections: bool = False) -> None:
+        """Unpublish. NoSuchPort."""
+        self._forwards.remove(id_, close_connections)
+
+    def forward(self, id_: int) -> ForwardStatus:
+        """One of them. NoSuchPort."""
+        return self._forwards.get(id_)
+
+    def forwards(self) -> list[ForwardStatus]:
+        """All of them."""
+        return self._forwards.all()
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> NetworkStatus:
+        """As it stands."""
+        counters = self._interface.counters.as_dict()
+        counters["drop_link"] += self._link.drops
+        return NetworkStatus(
+            id=self.id,
+            spec=self.spec,
+            lifeline=self.lifeline.kind,
+            lifeline_path=self.lifeline.path,
+            netns_inode=self.netns_inode,
+            created=self.created,
+            mac=self.tap.mac,
+            offload=self.tap.offload,
+            forwards=tuple(self._forwards.all()),
+            flows=self._interface.flow_counts(),
+            counters=counters,
+        )
+
+    def stored_fds(self) -> dict[str, list[int]]:
+        """The descriptors that must outlive this process, by name."""
+        fds = {"tap": [self.tap.fd]}
+        if self.lifeline.fd >= 0:
+            fds["life"] = [self.lifeline.fd]
+        for name, fd in self.held.items():
+            fds[f"held-{name}"] = [fd]
+        for id_, sockets in self._forwards.listeners():
+            fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
+        return fds
+
+    def next_forward_id(self) -> int:
+        """The number the next forward will have."""
+        return self._forwards.next_id
+
+    def restore_forward(self, id_: int, spec: ForwardSpec, origin: str, fds: list[int]) -> None:
+        """Take over listeners that were kept over a restart; the order of ``fds`` does not matter.
+
+        A port whose descriptor was lost is bound anew; on failure the forward is given up (PortInUse, …).
+        """
+        sockets = {sock.getsockname()[1]: sock for sock in (socket.socket(fileno=fd) for fd in fds)}
+        wanted = range(spec.host_port, spec.host_port + spec.range)
+        if set(sockets) == set(wanted):
+            self._forwards.add(spec, origin, [sockets[port] for port in wanted], id_)
+            return
+        for sock in sockets.values():
+            sock.close()
+        self._forwards.add(spec, origin, id_=id_)
+
+    def resume_forward_ids(self, next_id: int) -> None:
+        """Numbers of forwards that are gone are not given out again."""
+        self._forwards.next_id = max(self._forwards.next_id, next_id)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the traffic; the TAP vanishes at once. The lifeline and held descriptors stay until ``release``."""
+        if self._closed:
+            return
+        if self.tap.fd >= 0:
+            self._loop.remove_reader(self.tap.fd)
+            self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
+        self._closed = True
+        self._forwards.close()
+        self._interface.close()
+        self._host.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._link.close()
+
+    def release(self) -> None:
+        """Close the lifeline and the held descriptors."""
+        for fd in (self.lifeline.fd, *self.held.values()):
+            if fd >= 0:
+                os.close(fd)
+        self.held = {}
+        self.lifeline = Lifeline(self.lifeline.kind, -1, self.lifeline.path)
+
+    def __repr__(self) -> str:
+        return f"<Network {self.name}>"
+
+
+def record_of(network: Network) -> dict[str, Any]:
+    """A network's state as plain data, from which ``daemon`` builds it again with the stored descriptors."""
+    spec = network.spec
+    return {
+        "id": network.id,
+        "spec": {name: getattr(spec, name) for name in spec.__slots__},
+        "lifeline": {"kind": network.lifeline.kind, "path": network.lifeline.path},
+        "held": sorted(network.held),
+        "netns_inode": network.netns_inode,
+        "created": network.created,
+        "tap": {"mac": network.tap.mac, "vnet_hdr": network.tap.vnet_hdr, "offload": network.tap.offload},
+        "next_forward_id": network.next_forward_id(),
+        "forwards": [
+            {"id": f.id, "origin": f.origin, "spec": {name: getattr(f.spec, name) for name in f.spec.__slots__}}
+            for f in network.forwards()
+        ],
+    }

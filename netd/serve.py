@@ -1,0 +1,74 @@
+"""``netd serve``: the daemon as a process. Sockets, signals, service manager; everything else is behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+
+import uvloop
+
+from netd.api.app import ApiServer
+from netd.attach.server import AttachServer
+from netd.daemon import Daemon
+from netd.sdnotify import Notifier, listen_fds
+from netd.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; the exit status."""
+    level = getattr(logging, settings.log_level.upper())
+    logging.basicConfig(level=level, format="netd: %(message)s")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.umask(0o077)
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    notifier = Notifier()
+    listeners: dict[str, socket.socket] = {}
+    stored: list[tuple[str, int]] = []
+    for name, fd in listen_fds():
+        if name in ("attach", "api") and name not in listeners:
+            listeners[name] = socket.socket(fileno=fd)
+            listeners[name].setblocking(False)
+        else:
+            stored.append((name, fd))
+    settings.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    daemon = Daemon(settings, notifier)
+    await daemon.start(stored)
+    attach, api = AttachServer(daemon), ApiServer(daemon)
+    try:
+        await attach.start(listeners.get("attach"))
+        await api.start(listeners.get("api"))
+        daemon.announce()
+        notifier.send("READY=1", f"STATUS={len(daemon.networks)} networks")
+        watchdog = asyncio.create_task(_watchdog(notifier))
+        logger.info("ready on %s", settings.runtime_dir)
+        await stop.wait()
+        notifier.send("STOPPING=1")
+        watchdog.cancel()
+    finally:
+        await api.stop()
+        await attach.stop()
+        await daemon.stop()
+    return 0
+
+
+async def _watchdog(notifier: Notifier) -> None:
+    """Say that the loop turns, twice as often as asked (sd_watchdog_enabled(3))."""
+    while notifier.watchdog_seconds:
+        notifier.send("WATCHDOG=1")
+        await asyncio.sleep(notifier.watchdog_seconds / 2)
