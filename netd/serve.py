@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import resource
@@ -19,6 +20,9 @@ from netd.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_HEAP_KEPT = 32 << 20  # bytes
+
 
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; the exit status."""
@@ -28,7 +32,16 @@ def serve(settings: Settings) -> int:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o077)
+    _keep_heap()
     return uvloop.run(_serve(settings))
+
+
+def _keep_heap() -> None:
+    """Do not give freed memory back after every 128 kB: chunks on their way to a guest come and go at 10 Gbit/s, and
+    faulting their pages in anew costs a third of that (mallopt(3); glibc only, elsewhere nothing happens)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT)
 
 
 async def _serve(settings: Settings) -> int:

@@ -17,7 +17,7 @@ class Limits:
     memory: int = 64 << 20  # bytes held for all connections, both directions; beyond it flows are throttled
     receive_window: int = 1 << 20  # most a connection holds of what the host socket does not take
     receive_window_plain: int = 256 << 10  # the same without offload: the TAP's queue counts frames (DESIGN §1.10)
-    send_buffer: int = 4 << 20  # most a connection has unacknowledged in the guest
+    send_buffer: int = 1 << 20  # most a connection has unacknowledged in the guest
     throttled: int = 4096  # what a connection may still hold each way once memory is used up
 
     rto_initial: float = 1.0  # RFC 6298 §2.1
