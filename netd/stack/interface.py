@@ -104,7 +104,7 @@ class Interface:
         if end > size or end < at:
             counters.drop_bad_header += 1
             return
-        if not checksum.valid(checksum.total(frame[_AT:at])):
+        if not vouched and not checksum.valid(checksum.total(frame[_AT:at])):
             counters.drop_bad_checksum += 1
             return
         if fragment & (ipv4.MF | ipv4.OFFSET):
