@@ -19,6 +19,7 @@ from netd.errors import InvalidSpec
 VERSION = 1
 MAX_MESSAGE = 65536  # bytes
 MAX_WORDS = 4096  # arguments of one command line
+_CLIP = 2500  # characters, each of at most 12 bytes in JSON; two texts fit
 
 
 def _os_text(value: object) -> str:
@@ -164,8 +165,16 @@ def read_answer(data: bytes) -> Answer:
 
 
 def write(step: Step) -> bytes:
-    """The message for ``step``."""
-    return json.dumps(step.model_dump(), separators=(",", ":")).encode("ascii")
+    """The message for ``step``. Of a text that is too long for one, such as an echoed argument, the end is missing."""
+    message = step.model_dump()
+    data = _dump(message)
+    if len(data) > MAX_MESSAGE:
+        data = _dump({key: value[:_CLIP] if isinstance(value, str) else value for key, value in message.items()})
+    return data
+
+
+def _dump(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode("ascii")
 
 
 def _read_object(data: bytes) -> dict[str, Any]:

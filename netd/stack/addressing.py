@@ -22,6 +22,11 @@ class Addressing:
     dns_mac: bytes
     guest_mac: bytes = BROADCAST  # until the guest has spoken, where the agent could not tell
 
+    @property
+    def broadcast(self) -> bytes:
+        """The subnet's directed broadcast address (RFC 919 §7)."""
+        return (self.network | ~self.mask & 0xFFFFFFFF).to_bytes(4, "big")
+
     def on_link(self, ip: bytes) -> bool:
         """True if ``ip`` is in the guest's own subnet."""
         return int.from_bytes(ip, "big") & self.mask == self.network

@@ -35,7 +35,7 @@ def decide(addressing: Addressing, allow_host_loopback: bool, dst: bytes, port: 
         return _HOST_LOOPBACK if allow_host_loopback else _NET_UNREACHABLE
     if dst == addressing.dns:
         return _RESOLVER if port == dns.PORT else _NET_UNREACHABLE
-    if is_group(dst) or is_loopback(dst) or dst[0] == 0:
+    if is_group(dst) or is_loopback(dst) or dst[0] == 0 or dst == addressing.broadcast:
         return _DROP
     if addressing.on_link(dst):
         return _HOST_UNREACHABLE  # nobody else is on this link

@@ -6,11 +6,12 @@ at again when it is due), so a busy flow touches the heap once per timeout, an i
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Protocol
 
 NEVER = float("inf")
+_PURGE_MIN = 1024
 
 
 class Timed(Protocol):
@@ -26,9 +27,10 @@ class Timed(Protocol):
 class Timers:
     """The deadlines of one network."""
 
-    __slots__ = ("_heap", "_order")
+    __slots__ = ("_heap", "_order", "_purge_at")
 
     def __init__(self) -> None:
+        self._purge_at = _PURGE_MIN
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
 
@@ -38,6 +40,21 @@ class Timers:
         if deadline < owner.hinted:
             owner.hinted = deadline
             heappush(self._heap, (deadline, next(self._order), owner))
+            if len(self._heap) > self._purge_at:
+                self._purge()
+
+    def _purge(self) -> None:
+        """Let go of owners that wait no longer. The heap has doubled since the last time, so this costs O(1) a push."""
+        kept = []
+        for entry in self._heap:
+            hint, _, owner = entry
+            if owner.deadline == NEVER:
+                owner.hinted = NEVER
+            elif hint == owner.hinted:
+                kept.append(entry)
+        heapify(kept)
+        self._heap[:] = kept
+        self._purge_at = max(_PURGE_MIN, 2 * len(kept))
 
     def poll_at(self) -> float:
         """When ``poll`` is due next: never later than the earliest deadline, perhaps earlier."""

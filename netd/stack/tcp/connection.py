@@ -237,6 +237,8 @@ class Connection(Sender):
                     self.send_ack()
                 return
             taken = self._accept(data, size)
+            if self.state == CLOSED:
+                return
             self.rcv_nxt = (self.rcv_nxt + taken) & MASK
             if not self.ack_pending:
                 self.ack_pending = True
@@ -250,7 +252,8 @@ class Connection(Sender):
             self.send_ack()
             if not self.overflow:
                 self.host.finish()
-            self._enter(FIN_FROM_GUEST[state], now)
+            if self.state != CLOSED:  # the host may turn out to be gone
+                self._enter(FIN_FROM_GUEST[state], now)
 
     def _acceptable(self, seq: int, size: int, flags: int, now: float) -> int:
         """RST, SYN and sequence checks: how many leading bytes to cut, or -1 where the segment is used up."""
