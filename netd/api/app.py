@@ -53,6 +53,7 @@ class ApiServer:
         self._runner: web.AppRunner | None = None
         self._listener: socket.socket | None = None
         self._made: tuple[Path, os.stat_result] | None = None
+        self._open: set[Connection] = set()
         self._adopting: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
 
@@ -115,10 +116,13 @@ class ApiServer:
             conn.setblocking(False)
             if peer_uid(conn) != os.geteuid():
                 _dismiss(conn, RequestRefused(403, "forbidden", "this socket is for its owner's uid only"))
-            elif len(runner.server.connections) + len(self._adopting) >= MAX_CONNECTIONS:
+            elif len(self._open) >= MAX_CONNECTIONS:
                 _dismiss(conn, RequestRefused(503, "too_many_connections", f"{MAX_CONNECTIONS} connections are open"))
             else:
-                task = asyncio.get_running_loop().create_task(self._adopt(conn, runner.server))
+                loop = asyncio.get_running_loop()
+                connection = Connection(runner.server, loop, self._open.discard)
+                self._open.add(connection)
+                task = loop.create_task(self._adopt(conn, connection))
                 self._adopting.add(task)
                 task.add_done_callback(self._adopting.discard)
 
@@ -128,23 +132,22 @@ class ApiServer:
         loop.remove_reader(listener.fileno())
         self._pause = loop.call_later(ACCEPT_PAUSE, lambda: loop.add_reader(listener.fileno(), self._accept))
 
-    async def _adopt(self, conn: socket.socket, server: web.Server) -> None:
-        loop = asyncio.get_running_loop()
+    async def _adopt(self, conn: socket.socket, connection: Connection) -> None:
         try:
-            await loop.connect_accepted_socket(lambda: Connection(server, loop), conn)
-        except asyncio.CancelledError:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, conn)
+        except BaseException as exc:
             conn.close()
-            raise
-        except OSError:  # the client was gone before we began
-            conn.close()
+            self._open.discard(connection)
+            if not isinstance(exc, OSError):  # that is a client gone before we began
+                raise
 
 
 class Connection(web.RequestHandler):
     """aiohttp's connection, with a deadline and with problem documents for what never reaches a handler."""
 
-    __slots__ = ("_deadline",)
+    __slots__ = ("_deadline", "_lost")
 
-    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None]) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -155,6 +158,7 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._deadline: asyncio.TimerHandle | None = None
+        self._lost = lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -164,6 +168,7 @@ class Connection(web.RequestHandler):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        self._lost(self)
         super().connection_lost(exc)
 
     def extend(self, seconds: float) -> None:

@@ -144,6 +144,8 @@ async def attach_network(daemon: Daemon, request: web.Request) -> web.Response:
     except BaseException:
         await daemon.detach(network)
         raise
+    if wanted.ports:
+        daemon.changed(network)
     return _reply(models.Network.of(network.status()), 201, f"/v1/networks/{network.id}")
 
 
@@ -175,6 +177,7 @@ async def add_port(daemon: Daemon, request: web.Request) -> web.Response:
     network = _network(daemon, request)
     wanted = await _body(request, models.PortRequest)
     status = network.add_forward(wanted.spec(), "api")
+    daemon.changed(network)
     return _reply(models.Port.of(status), 201, f"/v1/networks/{network.id}/ports/{status.id}")
 
 
@@ -185,10 +188,13 @@ async def get_port(daemon: Daemon, request: web.Request) -> web.Response:
 async def remove_port(daemon: Daemon, request: web.Request) -> web.Response:
     ignore, close = _flag(request, "ignore"), _flag(request, "close")
     try:
-        _network(daemon, request).remove_forward(_port_id(request), close_connections=close)
+        network = _network(daemon, request)
+        network.remove_forward(_port_id(request), close_connections=close)
     except (NoSuchNetwork, NoSuchPort):
         if not ignore:
             raise
+    else:
+        daemon.changed(network)
     return web.Response(status=204)
 
 

@@ -192,5 +192,5 @@ def _validated(model: type[M], message: dict[str, Any]) -> M:
         return model.model_validate(message)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ascii(".".join(str(part) for part in first["loc"]))[1:-1]
         raise InvalidSpec(f"not a message of the attach protocol: {where:.60}: {first['msg']}") from None

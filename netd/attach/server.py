@@ -114,11 +114,11 @@ class AttachServer:
     async def _converse(self, connection: socket.socket) -> None:
         shim = Conversation(connection)
         try:
+            hello = await shim.hello()  # also a stranger's: closing on an unread message would lose the answer
             _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid != os.getuid():
                 log.warning("attach: uid %d refused", uid)
                 raise NetdError(f"this daemon is of uid {os.getuid()} and serves nobody else")
-            hello = await shim.hello()
             await dialect(hello.argv0)(shim, hello, self._daemon)
         except ShimGone as error:
             log.info("attach: %s", error)

@@ -43,8 +43,12 @@ class Transaction:
         if ident != self.ident or not flags & dns.QR:
             return None
         question = self.question
-        if qdcount and message[dns.SIZE : dns.SIZE + len(question)].lower() != question.lower():
-            return None
+        found = message[dns.SIZE : dns.SIZE + len(question)]
+        if qdcount:
+            if found[-4:] != question[-4:] or found[:-4].lower() != question[:-4].lower():
+                return None
+        elif not flags & dns.RCODE:
+            return None  # only a failure may leave the question out
         self.answer = self.query[:2] + message[2:]
         return flags & dns.RCODE not in (dns.SERVFAIL, dns.REFUSED)
 

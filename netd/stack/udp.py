@@ -16,7 +16,7 @@ from netd.stack.flow import UdpFlow
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
 from netd.stack.ports import Host, HostDatagrams, Transmit
-from netd.stack.timers import Timers
+from netd.stack.timers import NEVER, Timers
 from netd.wire import checksum, dns, ethernet, icmpv4, ipv4, udp
 
 _unpack = udp.HEADER.unpack_from
@@ -98,7 +98,6 @@ class UdpTable:
         if target.kind == policy.REFUSE:
             self._send_icmp(key[:4], icmp.unreachable(target.code, bytes(frame[14 : at + 8])))
             return None
-        self._make_room()
         idle = self._limits.udp_idle_dns if dport == dns.PORT else self._limits.udp_idle
         flow = UdpFlow(self, key, target.ip, dport, idle)
         if target.kind != policy.RESOLVER:
@@ -107,12 +106,13 @@ class UdpTable:
                 counters.drop_udp_host += 1
                 self._send_icmp(key[:4], icmp.unreachable(icmpv4.ADMIN_PROHIBITED, bytes(frame[14 : at + 8])))
                 return None
+        self._make_room()
         self.flows[key] = flow
         counters.udp_opened += 1
         return flow
 
     def _make_room(self) -> None:
-        """At the bound the oldest flow goes."""
+        """At the bound the oldest flow goes. Call with the new flow's host side open: that may be the old one's."""
         if len(self.flows) >= self._limits.udp_flows:
             self.counters.udp_evicted += 1
             self.expire(next(iter(self.flows.values())))
@@ -147,11 +147,11 @@ class UdpTable:
         self.to_guest(flow, payload)
 
     def _adopt(self, key: bytes, ip: bytes, port: int, host: HostDatagrams) -> UdpFlow:
-        self._make_room()
         idle = self._limits.udp_idle_dns if port == dns.PORT else self._limits.udp_idle
         flow = UdpFlow(self, key, ip, port, idle)
         flow.host = host
         host.adopt(flow)
+        self._make_room()
         self.flows[key] = flow
         self.counters.udp_opened += 1
         return flow
@@ -198,7 +198,7 @@ class UdpTable:
         else:
             words = flow.remote_port + flow.guest_port + length
             number = checksum.finish(pseudo + words + checksum.total(payload))
-            header += udp.HEADER.pack(flow.remote_port, flow.guest_port, length, number or 0xFFFF)
+            header += udp.HEADER.pack(flow.remote_port, flow.guest_port, length, number)
             self._transmit(header, payload, 0, 0, 0)
 
     def host_error(self, guest: bytes, guest_port: int, ip: bytes, port: int, code: int) -> None:
@@ -219,6 +219,7 @@ class UdpTable:
         """Forget the flow; its endpoint's socket goes with the last one."""
         if self.flows.get(flow.key) is flow:
             del self.flows[flow.key]
+            flow.deadline = NEVER
             if flow.host is not None:
                 flow.host.release(flow)
 

@@ -19,7 +19,7 @@ def total(data: Bytes) -> int:
 
 
 def finish(number: int) -> int:
-    """The checksum field for a sum of words (of any size): folded and inverted, 0..0xfffe."""
+    """The checksum field for a sum of words (of any size): folded and inverted, 1..0xffff (never 0, RFC 768)."""
     return 0xFFFF - (number % 0xFFFF)
 
 

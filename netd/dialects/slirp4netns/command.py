@@ -95,27 +95,26 @@ def network_name(hello: Hello, api_socket: str) -> str:
 
 async def _run(shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: _Fds) -> Outcome | None:
     """Attach. None when the shim stays or has been told to exit."""
-    refused = await _gather(shim, hello, call, fds)
-    if refused is not None:
-        return refused
     outbound = interface_ipv4(call.outbound)
     if outbound is None:
         return _failed(call, "outbound-addr has to be valid ipv4 address or interface name.")
     outbound6 = interface_ipv6(call.outbound6)
     if outbound6 is None:
         return _failed(call, "outbound-addr has to be valid ipv4 address or iterface name.")
+    refused = await _gather(shim, hello, call, fds)
+    if refused is not None:
+        return refused
     text = call.warnings + texts.started(
         call.network, call.mtu, call.api_socket, outbound, outbound6, call.mac, not call.disable_host_loopback
     )
-    exit_fd = fds.get("exit_fd")
-    if call.exit_fd >= 0 and exit_fd < 0:  # not open: slirp4netns starts, says that it is ready, and ends
+    if call.exit_fd >= 0 and fds.get("exit_fd") < 0:  # not open: slirp4netns starts, says that it is ready, and ends
         _say_ready(fds)
         return Outcome(0, text, "exitfd event\ndo_slirp is exiting\n")
-    if exit_fd >= 0 and not _hangs_up(exit_fd):
+    if call.exit_fd >= 0 and not _hangs_up(fds.get("exit_fd")):
         fds.close("exit_fd")
 
     # Podman holds the other end of the exit fd and forgets the process: none is needed (DESIGN §5).
-    leaves = exit_fd >= 0 and not call.api_socket and _PODMAN_LOG.search(hello.fd1) is not None
+    leaves = fds.get("exit_fd") >= 0 and not call.api_socket and _PODMAN_LOG.search(hello.fd1) is not None
     network = await _attach(shim, hello, daemon, call, fds, outbound, leaves)
     if isinstance(network, Outcome):
         return network

@@ -10,44 +10,28 @@ from typing import TYPE_CHECKING
 
 from netd.stack.ports import HostStream
 from netd.stack.tcp.sender import HALF, MASK, Sender
+from netd.stack.tcp.states import (
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    ESTABLISHED,
+    FIN_ACKNOWLEDGED,
+    FIN_FROM_GUEST,
+    FIN_TO_GUEST,
+    FIN_WAIT_2,
+    LAST_ACK,
+    RECEIVING,
+    STATES,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
+)
 from netd.stack.timers import NEVER
 from netd.wire.tcp import ACK, FIN, RST, SYN, syn_options
 
 if TYPE_CHECKING:
     from netd.stack.tcp.header import SegmentHeader
     from netd.stack.tcp.table import TcpTable
-
-CONNECTING = 0  # the guest's SYN is held until the host has connected
-SYN_SENT = 1
-SYN_RECEIVED = 2
-ESTABLISHED = 3
-FIN_WAIT_1 = 4
-FIN_WAIT_2 = 5
-CLOSE_WAIT = 6
-CLOSING = 7
-LAST_ACK = 8
-TIME_WAIT = 9
-CLOSED = 10
-
-STATES = (
-    "connecting",
-    "syn_sent",
-    "syn_received",
-    "established",
-    "fin_wait_1",
-    "fin_wait_2",
-    "close_wait",
-    "closing",
-    "last_ack",
-    "time_wait",
-    "closed",
-)
-
-# RFC 9293 §3.6, figure 5: what a FIN does in each state it is legal in.
-FIN_TO_GUEST = {ESTABLISHED: FIN_WAIT_1, CLOSE_WAIT: LAST_ACK}
-FIN_ACKNOWLEDGED = {FIN_WAIT_1: FIN_WAIT_2, CLOSING: TIME_WAIT, LAST_ACK: CLOSED}
-FIN_FROM_GUEST = {ESTABLISHED: CLOSE_WAIT, FIN_WAIT_1: CLOSING, FIN_WAIT_2: TIME_WAIT}
-RECEIVING = frozenset((ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2))
 
 RCV_WSCALE = 7
 
@@ -142,12 +126,14 @@ class Connection(Sender):
         if flags & ACK and not acceptable:
             if not flags & RST:
                 self.emit(ack, RST)
+                if not self.retries:  # that freed the name of an old incarnation: ask again at once
+                    self.table.timers.arm(self, now)
             return
-        if flags & RST:
-            if acceptable:
-                self._reset_by_guest()
+        if acceptable and flags & RST:
+            self._reset_by_guest()
             return
         if not acceptable or not flags & SYN:
+            self.table.counters.drop_tcp_stray += 1
             return  # a simultaneous open cannot be: the host side is connected already
         self.irs = seq
         self.rcv_nxt = (seq + 1) & MASK
@@ -156,8 +142,7 @@ class Connection(Sender):
             self.snd_wscale = wscale
         else:
             self.rcv_wscale = 0
-        if mss:
-            self.set_mss(min(self.mss, mss))
+        self.set_mss(min(self.mss, mss))
         self.snd_wl1, self.snd_wl2 = seq, ack
         self.acknowledged(1, ack, now)
         self.send_ack()
@@ -175,8 +160,9 @@ class Connection(Sender):
                 return
             if trim:
                 data = data[trim:]
-                size -= trim
+                size -= trim  # -1 behind a hole: only the acknowledgment counts
         if not flags & ACK:
+            self.table.counters.drop_tcp_stray += 1
             return
 
         # Acknowledgment and window
@@ -184,16 +170,17 @@ class Connection(Sender):
         acked = (ack - self.snd_una) & MASK
         wnd <<= self.snd_wscale
         if acked > flight:
+            if state == SYN_RECEIVED:
+                self.emit(ack, RST)
+                return
             if acked < HALF:
-                if state == SYN_RECEIVED:
-                    self.emit(ack, RST)
-                else:
-                    self.send_ack()  # acknowledges what was never sent
+                self.send_ack()  # acknowledges what was never sent
                 return
             # an old acknowledgment: nothing to learn from it, the data still counts
         else:
             if state == SYN_RECEIVED:
                 if not acked:
+                    self.emit(ack, RST)
                     return
                 self.acknowledged(acked, ack, now)
                 self.snd_wnd = self.max_wnd = wnd
@@ -206,14 +193,14 @@ class Connection(Sender):
                 if acked:
                     self.acknowledged(acked, ack, now)
                 elif not flight:
-                    if self.retries and wnd:  # the answer to a probe
+                    if self.retries and (wnd or state == FIN_WAIT_2):  # the answer to a probe
                         self.retries = 0
                         if state == FIN_WAIT_2:
                             self.table.timers.arm(self, now + self.table.limits.fin_wait)
                 elif not size and wnd == self.snd_wnd and not flags & FIN:
                     self.duplicate_ack(now)
-                # SND.WL1/WL2, RFC 9293 §3.10.7.4: newer segments only
-                if self.snd_wl1 == seq or (seq - self.snd_wl1) & MASK < HALF:
+                # SND.WL1/WL2, RFC 9293 §3.10.7.4: newer segments only, and what acknowledges more is newer
+                if acked or self.snd_wl1 == seq or (seq - self.snd_wl1) & MASK < HALF:
                     self.snd_wl1, self.snd_wl2 = seq, ack
                     self.snd_wnd = wnd
                     if wnd > self.max_wnd:
@@ -231,7 +218,7 @@ class Connection(Sender):
                         self.host_paused(now)
 
         # Payload
-        if size:
+        if size > 0:
             if state not in RECEIVING:
                 if state != CLOSED:
                     self.send_ack()
@@ -246,7 +233,7 @@ class Connection(Sender):
             if taken < size:
                 return  # the rest, and a FIN behind it, come again
             state = self.state
-        if flags & FIN and state in FIN_FROM_GUEST:
+        if flags & FIN and size >= 0 and state in FIN_FROM_GUEST:
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
             self.fin_received = True
             self.send_ack()
@@ -256,16 +243,22 @@ class Connection(Sender):
                 self._enter(FIN_FROM_GUEST[state], now)
 
     def _acceptable(self, seq: int, size: int, flags: int, now: float) -> int:
-        """RST, SYN and sequence checks: how many leading bytes to cut, or -1 where the segment is used up."""
+        """RST, SYN and sequence checks: how many leading bytes to cut, or -1 where the segment is used up.
+
+        ``size`` + 1 where text or a FIN lies behind a hole.
+        """
         offset = (seq - self.rcv_nxt) & MASK
         if flags & RST:
             if not offset:
                 self._reset_by_guest()
             elif offset < self.table.receive_window:
                 self.send_ack()  # challenge ACK, RFC 5961 §3.2
+            else:
+                self.table.counters.drop_tcp_out_of_window += 1
             return -1
         if flags & SYN:
             if self.state == SYN_RECEIVED and seq == self.irs:
+                self.rtt_seq = -1
                 self._send_syn(SYN | ACK, self.snd_una)  # our SYN-ACK was lost
             else:
                 self.send_ack()  # challenge ACK, RFC 5961 §4.2
@@ -281,10 +274,13 @@ class Connection(Sender):
         counters = self.table.counters
         if offset > self.table.receive_window:
             counters.drop_tcp_out_of_window += 1
-        else:
-            counters.drop_tcp_out_of_order += 1
+            self.send_ack()
+            return -1
+        if not size and not flags & FIN:
+            return 0
+        counters.drop_tcp_out_of_order += 1
         self.send_ack()  # one duplicate ACK each, so that the guest's fast retransmit fires (RFC 5681 §3.2)
-        return -1
+        return size + 1
 
     def _accept(self, data: memoryview, size: int) -> int:
         """Payload to the host socket or the overflow; how many bytes were taken."""
@@ -330,8 +326,8 @@ class Connection(Sender):
         overflow = self.overflow
         if overflow:
             taken = self.host.write(overflow)
-            if self.state == CLOSED and not self._draining:
-                return
+            if self.overflow is not overflow:
+                return  # the host failed
             del overflow[:taken]
             self.table.memory.used -= taken
             if overflow:
@@ -341,6 +337,7 @@ class Connection(Sender):
                 if self.fin_received:
                     self.host.finish()
                 if self._draining:
+                    self.table.draining.pop(self, None)
                     self.host.close()
                     return
             if self.state in RECEIVING:
@@ -427,6 +424,8 @@ class Connection(Sender):
         self.table.counters.tcp_evicted += 1
         if self.state == TIME_WAIT:
             self._leave()
+        elif self.state == CLOSED:
+            self.evict_quietly()  # draining
         else:
             self.abort()
             self.host.abort()
@@ -451,13 +450,11 @@ class Connection(Sender):
 
     def _reset_by_guest(self) -> None:
         self.table.counters.tcp_resets_from_guest += 1
-        self._drop_overflow()
-        finished = self.state in (TIME_WAIT, LAST_ACK, CLOSING)
-        self._leave()
-        if finished:
-            self.host.close()
+        if self.state in (TIME_WAIT, LAST_ACK, CLOSING):
+            self._release_host()  # its stream is whole; it only did not wait for our FIN
+            self._leave()
         else:
-            self.host.abort()
+            self.evict_quietly()
 
     def _enter(self, state: int, now: float) -> int:
         """Change state; what that state needs. The state as it is afterwards."""
@@ -468,8 +465,8 @@ class Connection(Sender):
             table.timers.arm(self, now + table.limits.time_wait)
             self._release_host()
         elif state == CLOSED:
-            self._leave()
             self._release_host()
+            self._leave()
         elif state == FIN_WAIT_2:
             table.ending[self.key] = self
             table.timers.arm(self, now + table.limits.fin_wait)
@@ -486,10 +483,15 @@ class Connection(Sender):
         if self.overflow:
             self.table.memory.used -= len(self.overflow)
         self.overflow = None
+        self._draining = False
+        self.table.draining.pop(self, None)
 
     def _leave(self) -> None:
         """Out of the table; nothing is kept for the guest."""
         self.state = CLOSED
         self.deadline = NEVER
+        self.ack_pending = False
         self.forget()
         self.table.remove(self)
+        if self._draining:
+            self.table.draining[self] = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MASK = 0xFFFFFFFF
 HALF = 0x80000000
 _GSO_MAX = 65535 - 40  # an IPv4 packet's length field bounds the super-frame
+CHUNK_COST = 64  # of memory, besides its bytes: the object and its place in the queue
 
 
 class Sender(ABC):
@@ -125,12 +126,13 @@ class Sender(ABC):
         flight = (self.snd_nxt - self.snd_una) & MASK
         room = self.snd_wnd - flight
         table = self.table
-        buffer_room = table.limits.send_buffer - self.buffered - 64 * len(self.chunks)
+        held = self.buffered + CHUNK_COST * len(self.chunks)
+        buffer_room = table.limits.send_buffer - held
         if buffer_room < room:
             room = buffer_room
         memory = table.memory
         if memory.used >= memory.limit:
-            room = min(room, table.limits.throttled - self.buffered)
+            room = min(room, table.limits.throttled - held)
         if room >= self.gso_max:
             return self.gso_max
         # Silly window avoidance (RFC 9293 §3.8.6.2.1): no crumbs while an ACK is sure to come.
@@ -143,7 +145,7 @@ class Sender(ABC):
         size = len(data)
         self.chunks.append(data)
         self.buffered += size
-        self.table.memory.used += size
+        self.table.memory.used += size + CHUNK_COST
         seq = self.snd_nxt
         self.snd_nxt = (seq + size) & MASK
         if self.rtt_seq < 0:
@@ -171,7 +173,8 @@ class Sender(ABC):
         freed = acked if acked < self.buffered else self.buffered  # a FIN counts one more
         if freed:
             self.buffered -= freed
-            self.table.memory.used -= freed
+            memory = self.table.memory
+            memory.used -= freed
             chunks = self.chunks
             freed += self._head
             while freed:
@@ -179,6 +182,7 @@ class Sender(ABC):
                 if freed < size:
                     break
                 chunks.popleft()
+                memory.used -= CHUNK_COST
                 freed -= size
             self._head = freed
         if self.rtt_seq >= 0 and (ack - self.rtt_seq) & MASK < HALF:
@@ -257,7 +261,7 @@ class Sender(ABC):
 
     def forget(self) -> None:
         """Drop what is kept for retransmission."""
-        self.table.memory.used -= self.buffered
+        self.table.memory.used -= self.buffered + CHUNK_COST * len(self.chunks)
         self.buffered = 0
         self.chunks.clear()
         self._head = 0

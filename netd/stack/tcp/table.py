@@ -14,9 +14,10 @@ from netd.stack.counters import Counters, Memory
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
 from netd.stack.ports import Host, HostStream, Transmit
-from netd.stack.tcp.connection import CONNECTING, SYN_SENT, TIME_WAIT, Connection
+from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.header import SegmentHeader
 from netd.stack.tcp.sender import HALF, MASK
+from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
 from netd.wire import checksum, ipv4, tcp
 from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 
@@ -60,6 +61,7 @@ class TcpTable:
         self.connections: dict[bytes, Connection] = {}
         self.half_open: dict[bytes, Connection] = {}  # oldest first
         self.ending: dict[bytes, Connection] = {}  # FIN_WAIT_2 and TIME_WAIT, oldest first
+        self.draining: dict[Connection, None] = {}  # over for the guest, not yet handed to the host
         self.touched: list[Connection] = []
         self._allow_host_loopback = allow_host_loopback
         self._secret = secret
@@ -96,18 +98,23 @@ class TcpTable:
                 connection.evict()  # RFC 9293 §3.6.1: a new incarnation
             elif state == SYN_SENT:
                 mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at]) if flags & SYN else (0, -1)
-                if mss:
-                    mss = max(mss, _MIN_MSS)
+                mss = max(mss or DEFAULT_MSS, _MIN_MSS)
                 connection.syn_sent_from_guest(seq, ack, flags, wnd, mss, wscale, now)
                 return
             else:
                 if flags & RST and seq == connection.rcv_nxt:
                     connection.evict_quietly()
+                elif not flags & SYN:
+                    counters.drop_tcp_stray += 1
                 return  # a SYN again: the host is still connecting
         if flags & (SYN | ACK | RST | FIN) == SYN:
             self._open(frame, at, data_at, end, key, seq, wnd, now)
-        elif not flags & RST:
-            counters.drop_tcp_stray += 1
+            return
+        if policy.decide(self.addressing, True, key[4:8], 0).kind == policy.DROP:
+            counters.drop_martian += 1  # nobody answers from a group's address, RFC 1122 §4.2.3.10
+            return
+        counters.drop_tcp_stray += 1
+        if not flags & RST:
             length = end - data_at + (1 if flags & FIN else 0) + (1 if flags & SYN else 0)
             self._reset(key, seq, ack, flags, length)
 
@@ -175,29 +182,30 @@ class TcpTable:
     # -- bounds --------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> bool:
-        """Room for one more flow, at the price of the oldest half-open or ending one."""
+        """Room for one more flow, at the price of the oldest half-open, ending or draining one."""
         limits = self.limits
         if len(self.half_open) >= limits.tcp_half_open:
             next(iter(self.half_open.values())).evict()
-        if len(self.connections) < limits.tcp_flows:
-            return True
-        if self.ending:
-            next(iter(self.ending.values())).evict()
-            return True
-        self.counters.tcp_refused_limit += 1
-        return False
+        while len(self.connections) + len(self.draining) >= limits.tcp_flows:
+            if self.ending:
+                next(iter(self.ending.values())).evict()
+            elif self.draining:
+                next(iter(self.draining)).evict()
+            else:
+                self.counters.tcp_refused_limit += 1
+                return False
+        return True
 
     def remove(self, connection: Connection) -> None:
         """Take a closed connection out."""
         key = connection.key
-        if self.connections.get(key) is connection:
-            del self.connections[key]
-        self.half_open.pop(key, None)
-        self.ending.pop(key, None)
+        for flows in (self.connections, self.half_open, self.ending):
+            if flows.get(key) is connection:
+                del flows[key]
 
     def close(self) -> None:
         """The network ends."""
-        for connection in list(self.connections.values()):
+        for connection in (*self.connections.values(), *self.draining):
             connection.network_ends()
 
     # -- answers without a connection ------------------------------------------------------------------------------

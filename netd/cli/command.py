@@ -1,0 +1,148 @@
+"""The command line: global options, then one command, whose module is imported only when it is called for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+from netd import __version__
+from netd.cli.failure import EXIT_FAILED, Failure, complain
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+LOG_LEVELS = ("debug", "info", "warn", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``module:name`` has the function ``name(args, client)`` and ``configure_name(parser)``."""
+
+    place: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("run:run", "Run a command in a network namespace of its own"),
+    "serve": Command("serving:serve", "Run the daemon in the foreground"),
+    "attach": Command("networks:attach", "Attach a network namespace"),
+    "detach": Command("networks:detach", "Detach networks"),
+    "ps": Command("networks:ps", "List attached networks"),
+    "inspect": Command("networks:inspect", "Show networks whole, as JSON"),
+    "port": Command("ports:show", "List a network's published ports (also: port add, rm, ls)"),
+    "port add": Command("ports:add", "Publish ports of a running network"),
+    "port rm": Command("ports:rm", "Unpublish ports"),
+    "port ls": Command("ports:ls", "List published ports"),
+    "info": Command("networks:info", "Show the daemon at a glance"),
+    "version": Command("networks:version", "Show versions"),
+    "completion": Command("completion:completion", "Print the completion script for bash, zsh or fish"),
+    "__complete": Command("completion:complete", ""),
+}
+
+
+class Parser(ArgumentParser):
+    """argparse with podman's manners: errors are a Failure, no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(message, f"see `{self.prog} --help`")
+
+
+def top_parser() -> Parser:
+    """The options before the command."""
+    parser = Parser(prog="netd", usage="netd [options] COMMAND …", description=_overview())
+    parser.add_argument("--url", metavar="URL", help="the API's socket, unix:///path (or NETD_HOST)")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, metavar="LEVEL", help=", ".join(LOG_LEVELS))
+    parser.add_argument("-v", "--version", action="version", version=f"netd version {__version__}")
+    return parser
+
+
+def command_parser(name: str) -> Parser:
+    """The parser of one command."""
+    command = COMMANDS[name]
+    module, _, function = command.place.partition(":")
+    parser = Parser(prog=f"netd {name}", description=command.summary)
+    getattr(import_module(f"netd.cli.{module}"), f"configure_{function}")(parser)
+    return parser
+
+
+def _overview() -> str:
+    shown = {name: command.summary for name, command in COMMANDS.items() if command.summary and " " not in name}
+    lines = [f"  {name:<12}{summary}" for name, summary in shown.items()]
+    return "Networks of rootless containers.\n\ncommands:\n" + "\n".join(lines)
+
+
+def split_global(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the command, and from the command on."""
+    parser = top_parser()
+    at = 0
+    while at < len(argv) and argv[at].startswith("-"):
+        action: Action | None = parser._option_string_actions.get(argv[at])
+        takes_value = action is not None and action.nargs is None
+        at += 2 if takes_value else 1
+    return argv[:at], argv[at:]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The whole command; the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    before, words = split_global(argv)
+    debug = any(a == "--log-level=debug" or (a, b) == ("--log-level", "debug") for a, b in zip(before, [*before[1:], ""]))
+    try:
+        try:
+            return _dispatch(before, words)
+        finally:
+            sys.stdout.flush()
+    except Failure as failure:
+        if debug:
+            raise
+        complain(failure)
+        return EXIT_FAILED
+    except BrokenPipeError:  # our reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as exc:
+        if debug:
+            raise
+        complain(Failure(f"netd made a mistake: {type(exc).__name__}: {exc}", "--log-level debug shows where"))
+        return EXIT_FAILED
+
+
+def _dispatch(before: list[str], words: list[str]) -> int:
+    top = top_parser().parse_args(before)
+    if not words:
+        raise Failure("missing command 'netd COMMAND'", "see `netd --help`")
+    name = words.pop(0)
+    if name == "help":
+        (command_parser(words[0]) if words and words[0] in COMMANDS else top_parser()).print_help()
+        return 0
+    if name not in COMMANDS or " " in name:
+        raise Failure(f"unrecognized command `netd {name}`", "see `netd --help`")
+    if words and f"{name} {words[0]}" in COMMANDS:
+        name = f"{name} {words.pop(0)}"
+    args = _parse(name, words)
+    args.url, args.log_level = top.url, top.log_level
+    module, _, function = COMMANDS[name].place.partition(":")
+    act = getattr(import_module(f"netd.cli.{module}"), function)
+    if module in ("networks", "ports"):
+        from netd.cli.client import Client, socket_path
+
+        return int(act(args, Client(socket_path(args.url))))
+    return int(act(args))
+
+
+def _parse(name: str, words: list[str]) -> Namespace:
+    parser = command_parser(name)
+    if name in ("run", "__complete"):  # the rest is another command's
+        return parser.parse_args(words)
+    return parser.parse_intermixed_args(words)
+
+
+__all__ = ["COMMANDS", "SUPPRESS", "Parser", "command_parser", "main", "split_global", "top_parser"]
