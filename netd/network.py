@@ -28,6 +28,7 @@ from netd.stack.interface import Interface
 from netd.stack.limits import Limits
 
 clock = time.monotonic
+_TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
 def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
@@ -133,7 +134,7 @@ class Network:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = at
-            self._timer = self._loop.call_later(max(at - clock(), 0.0), self._on_timer)
+            self._timer = self._loop.call_later(max(at - clock(), 0.0) + _TICK, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -27,7 +27,7 @@ class ShimGone(NetdError):
 
 
 class Conversation:
-    """The daemon's end. ``sock`` is connected and is closed by ``close``, with no descriptor left over.
+    """The daemon's end. ``sock`` is connected and stays its owner's to close.
 
     Errors of every method: ShimGone, and InvalidSpec for what is not of the protocol.
     """
@@ -81,12 +81,8 @@ class Conversation:
         return bool(poll.poll(0))
 
     def lifeline(self) -> int:
-        """A descriptor of this connection that outlives ``close``: it hangs up when the shim ends."""
+        """A descriptor of this connection for the caller to keep: it hangs up when the shim ends."""
         return os.dup(self._sock.fileno())
-
-    def close(self) -> None:
-        """End the conversation; descriptors that the shim sent and nobody read are closed by the kernel."""
-        self._sock.close()
 
     def _send(self, step: Step) -> None:
         try:

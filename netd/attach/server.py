@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import select
@@ -99,10 +100,11 @@ class AttachServer:
             return
         task = asyncio.get_running_loop().create_task(self._converse(connection))
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(functools.partial(self._done, connection))
         self._resume()
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()  # here and not in the task, which may have been cancelled before it began
         self._tasks.discard(task)
         self._resume()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -131,8 +133,6 @@ class AttachServer:
             with contextlib.suppress(ShimGone):
                 shim.tell(Exit(status=1, stderr="netd: an error inside the daemon; its log says more\n"))
             raise
-        finally:
-            shim.close()
 
 
 def _observe(event: str, network: Network) -> None:

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     """The whole command; the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     before, words = split_global(argv)
-    debug = any(a == "--log-level=debug" or (a, b) == ("--log-level", "debug") for a, b in zip(before, [*before[1:], ""]))
+    debug = "--log-level=debug" in before or "--log-level debug" in " ".join(before)
     try:
         try:
             return _dispatch(before, words)

@@ -28,7 +28,9 @@ def list_options(parser: ArgumentParser, filters: Sequence[str]) -> None:
 
 def format_option(parser: ArgumentParser) -> None:
     """``--format``."""
-    parser.add_argument("--format", metavar="FORMAT", help="json, or a Go template such as '{{.ID}}' or 'table {{.ID}}'")
+    parser.add_argument(
+        "--format", metavar="FORMAT", help="json, or a Go template such as '{{.ID}}' or 'table {{.ID}}'"
+    )
 
 
 def show_list(args: Namespace, rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> None:

@@ -97,7 +97,9 @@ def ls(args: Namespace, client: Client) -> int:
 
 def configure_show(parser: ArgumentParser) -> None:
     parser.add_argument("network", metavar="ID", nargs="?", help="id, unique id prefix, or name")
-    parser.add_argument("port", metavar="PORT", nargs="?", default="", help="CONTAINERPORT[/PROTO]: its addresses alone")
+    parser.add_argument(
+        "port", metavar="PORT", nargs="?", default="", help="CONTAINERPORT[/PROTO]: its addresses alone"
+    )
     parser.add_argument("-a", "--all", action="store_true", help="all networks")
     parser.epilog = "also: netd port add | rm | ls"
 

@@ -15,7 +15,9 @@ def parse_publish(spec: str) -> list[dict[str, Any]]:
     """
 
     def refuse(why: str) -> Failure:
-        return Failure(f"{spec!r} is not a port to publish: {why}", "the form is [[IP:][HOSTPORT]:]CONTAINERPORT[/PROTO]")
+        return Failure(
+            f"{spec!r} is not a port to publish: {why}", "the form is [[IP:][HOSTPORT]:]CONTAINERPORT[/PROTO]"
+        )
 
     ports, slash, protocol = spec.partition("/")
     if slash and protocol not in ("tcp", "udp"):
@@ -99,18 +101,23 @@ def summary(ports: Iterable[dict[str, Any]]) -> str:
 def find_port(ports: list[dict[str, Any]], text: str) -> dict[str, Any]:
     """The published port that ``text`` means: its id, or ``HOSTPORT[/PROTO]``, or ``FIRST-LAST[/PROTO]`` of a range."""
     place, _, protocol = text.partition("/")
+    around = None
     found = []
     for port in ports:
         first, last = port["host_port"], port["host_port"] + port["range"] - 1
-        here = place == (str(first) if first == last else f"{first}-{last}") and protocol in ("", port["protocol"])
-        if here or text == str(port["id"]):
+        right_protocol = protocol in ("", port["protocol"])
+        if text == str(port["id"]) or (
+            right_protocol and place == (str(first) if first == last else f"{first}-{last}")
+        ):
             found.append(port)
-        elif place.isdecimal() and first <= int(place) <= last and protocol in ("", port["protocol"]) and first != last:
-            hint = f"remove it all by its id {port['id']}, or as {first}-{last}/{port['protocol']}"
-            raise Failure(f"port {text} is a part of the range {first}-{last}", hint)
+        elif right_protocol and place.isdecimal() and first <= int(place) <= last:
+            around = port
     if len(found) > 1:
         fitting = ", ".join(f"id {port['id']} ({summary([port])})" for port in found)
         raise Failure(f"{text} fits several ports: {fitting}", "write HOSTPORT/PROTO")
+    if not found and around is not None:
+        hint = f"remove the whole by its id {around['id']}"
+        raise Failure(f"port {text} is a part of the range {summary([around])}", hint)
     if not found:
         raise Failure(f"no published port {text}", "`netd port ls` lists them", "no_such_port")
     return found[0]

@@ -1,7 +1,7 @@
 """The part of Go's text/template that people use with podman's ``--format``, over the API's JSON.
 
-``{{.A.B}}``, ``{{json .A}}``, ``{{len .A}}``, ``{{range .A}}…{{end}}``, ``table {{.A}}\\t{{.B}}``; ``\\t`` and ``\\n`` may be
-written as such. Field names are Go's (``.HostIP``) for the API's (``host_ip``).
+``{{.A.B}}``, ``{{json .A}}``, ``{{len .A}}``, ``{{range .A}}…{{end}}``, ``table {{.A}}\\t{{.B}}``; ``\\t`` and ``\\n``
+may be written as such. Field names are Go's (``.HostIP``) for the API's (``host_ip``).
 """
 
 from __future__ import annotations

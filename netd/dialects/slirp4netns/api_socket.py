@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -103,36 +104,38 @@ class _ApiSocket:
             self._loop.call_later(0.1, self._listen)
             return
         if len(self._clients) >= MAX_CLIENTS:
-            next(iter(self._clients)).cancel()
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
+            oldest.cancel()
         task = self._loop.create_task(self._serve(client))
         self._clients[task] = None
-        task.add_done_callback(self._done)
+        task.add_done_callback(functools.partial(self._done, client))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, client: socket.socket, task: asyncio.Task[None]) -> None:
+        client.close()  # here and not in the task, which may have been cancelled before it began
         self._clients.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("api socket of %s", self._network.name, exc_info=error)
 
     async def _serve(self, client: socket.socket) -> None:
-        with client:
-            client.setblocking(False)
-            try:
-                async with asyncio.timeout(DEADLINE):
-                    # slirp4netns reads once: what comes in two parts is judged by the first.
-                    request = await self._loop.sock_recv(client, MAX_REQUEST + 1)
-                reply, changed = answer(self._network, request)
-                if changed:
-                    self._daemon.changed(self._network)
-                async with asyncio.timeout(DEADLINE):
-                    await self._loop.sock_sendall(client, reply)
-                client.shutdown(socket.SHUT_WR)
-                with contextlib.suppress(BlockingIOError):
-                    client.recv(65536)  # bytes left unread would reset the connection and lose the reply
-            except (TimeoutError, ConnectionError):
-                return
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:
-                    raise
+        client.setblocking(False)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                # slirp4netns reads once: what comes in two parts is judged by the first.
+                request = await self._loop.sock_recv(client, MAX_REQUEST + 1)
+            reply, changed = answer(self._network, request)
+            if changed:
+                self._daemon.changed(self._network)
+            async with asyncio.timeout(DEADLINE):
+                await self._loop.sock_sendall(client, reply)
+            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(BlockingIOError):
+                client.recv(65536)  # bytes left unread would reset the connection and lose the reply
+        except (TimeoutError, ConnectionError):
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
 
 
 class _BadRequest(Exception):

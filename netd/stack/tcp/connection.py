@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netd.stack.ports import HostStream
-from netd.stack.tcp.sender import HALF, MASK, Sender
+from netd.stack.tcp.sender import DUE, HALF, MASK, NONE, Sender
 from netd.stack.tcp.states import (
     CLOSED,
     CLOSING,
@@ -227,9 +227,12 @@ class Connection(Sender):
             if self.state == CLOSED:
                 return
             self.rcv_nxt = (self.rcv_nxt + taken) & MASK
-            if not self.ack_pending:
-                self.ack_pending = True
+            if self.ack_pending != DUE:
+                self.ack_pending = DUE
                 self.table.touched.append(self)
+            if self.guest_spoke:
+                self.interactive = False
+            self.guest_spoke = True
             if taken < size:
                 return  # the rest, and a FIN behind it, come again
             state = self.state
@@ -490,7 +493,7 @@ class Connection(Sender):
         """Out of the table; nothing is kept for the guest."""
         self.state = CLOSED
         self.deadline = NEVER
-        self.ack_pending = False
+        self.ack_pending = NONE
         self.forget()
         self.table.remove(self)
         if self._draining:

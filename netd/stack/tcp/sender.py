@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MASK = 0xFFFFFFFF
 HALF = 0x80000000
+
+NONE, DUE, DEFERRED = 0, 1, 2  # ack_pending
+HASTE = 32
 _GSO_MAX = 65535 - 40  # an IPv4 packet's length field bounds the super-frame
 CHUNK_COST = 64  # of memory, besides its bytes: the object and its place in the queue
 
@@ -27,16 +30,19 @@ class Sender(ABC):
     __slots__ = (
         "_head",  # acknowledged bytes at the start of the first chunk
         "_offload",
-        "ack_pending",
+        "ack_pending",  # NONE, DUE (at the batch's end) or DEFERRED (an answer may carry it)
         "buffered",  # bytes read from the host and not acknowledged
         "chunks",
         "deadline",
         "dupacks",
         "fin_sent",
         "gso_max",
+        "guest_spoke",  # the last payload was the guest's
+        "haste",  # turns left without deferring: the last deferred ACK found no answer to ride on
         "header",
         "hinted",
         "host_waiting",  # the host side stopped reading for want of room
+        "interactive",  # guest and host take turns
         "max_wnd",
         "mss",
         "rcv_adv",  # right edge of the window as last advertised
@@ -75,7 +81,9 @@ class Sender(ABC):
         self.rtt_at = 0.0
         self.fin_sent = False
         self.host_waiting = False
-        self.ack_pending = False
+        self.ack_pending = NONE
+        self.guest_spoke = self.interactive = False
+        self.haste = 0
         self.deadline = self.hinted = NEVER
         self._offload = table.offload
         self.set_mss(mss)
@@ -99,7 +107,7 @@ class Sender(ABC):
         """One segment (or super-frame) with the current acknowledgment and window."""
         table = self.table
         wnd = self.window()
-        self.ack_pending = False
+        self.ack_pending = NONE
         self.rcv_adv = (self.rcv_nxt + wnd) & MASK
         wnd >>= self.rcv_wscale
         if wnd > 0xFFFF:
@@ -143,6 +151,12 @@ class Sender(ABC):
     def from_host(self, data: bytes, now: float) -> None:
         """Bytes read from the host (1..``room()``): sent now, kept until acknowledged."""
         size = len(data)
+        if self.haste:
+            self.haste -= 1
+            self.interactive = False
+        else:
+            self.interactive = self.guest_spoke
+        self.guest_spoke = False
         self.chunks.append(data)
         self.buffered += size
         self.table.memory.used += size + CHUNK_COST

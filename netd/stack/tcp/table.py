@@ -16,8 +16,9 @@ from netd.stack.neighbor import Neighbors
 from netd.stack.ports import Host, HostStream, Transmit
 from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.header import SegmentHeader
-from netd.stack.tcp.sender import HALF, MASK
+from netd.stack.tcp.sender import DEFERRED, DUE, HALF, HASTE, MASK
 from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
+from netd.stack.timers import NEVER
 from netd.wire import checksum, ipv4, tcp
 from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 
@@ -63,6 +64,9 @@ class TcpTable:
         self.ending: dict[bytes, Connection] = {}  # FIN_WAIT_2 and TIME_WAIT, oldest first
         self.draining: dict[Connection, None] = {}  # over for the guest, not yet handed to the host
         self.touched: list[Connection] = []
+        self._deferred: list[tuple[Connection, int, float]] = []  # with rcv_nxt and the time
+        self.deadline = self.hinted = NEVER  # of the deferred ACKs (timers.Timed)
+        self.now = 0.0  # of the batch
         self._allow_host_loopback = allow_host_loopback
         self._secret = secret
         self._send_icmp = send_icmp
@@ -72,6 +76,7 @@ class TcpTable:
     def from_guest(self, frame: memoryview, at: int, end: int, key: bytes, vouched: bool, now: float) -> None:
         """The TCP segment at ``frame[at:end]`` of the flow ``key``."""
         counters = self.counters
+        self.now = now
         size = end - at
         if size < tcp.SIZE:
             counters.drop_short += 1
@@ -145,12 +150,39 @@ class TcpTable:
             connection.host = self.host.connect(connection, target.ip, dport)
 
     def flush(self) -> None:
-        """The end of a batch: one ACK for every connection that has taken payload and has not said so yet."""
-        touched = self.touched
+        """The end of a batch: one ACK for every connection that has taken payload and has not said so yet.
+
+        Where guest and host take turns the ACK of a small request waits for the answer to carry it: a frame less.
+        """
+        touched, deferred = self.touched, self._deferred
         for connection in touched:
-            if connection.ack_pending:
+            if connection.ack_pending != DUE:
+                continue
+            unacknowledged = (connection.rcv_nxt + connection.window() - connection.rcv_adv) & MASK
+            if connection.interactive and unacknowledged < connection.mss:
+                connection.ack_pending = DEFERRED
+                deferred.append((connection, connection.rcv_nxt, self.now))
+            else:
                 connection.send_ack()
         touched.clear()
+        if deferred and self.deadline == NEVER:
+            self.timers.arm(self, self.now + self.limits.ack_delay)
+
+    def on_deadline(self, now: float) -> None:
+        """Deferred ACKs for which no answer came in time (RFC 9293 §3.8.6.3)."""
+        deferred, self._deferred = self._deferred, []
+        due = now - self.limits.ack_delay / 2
+        for entry in deferred:
+            connection, rcv_nxt, since = entry
+            if connection.ack_pending != DEFERRED or connection.rcv_nxt != rcv_nxt:
+                continue  # it went with data
+            if since > due:
+                self._deferred.append(entry)
+            else:
+                connection.haste = HASTE
+                connection.send_ack()
+        if self._deferred:
+            self.timers.arm(self, now + self.limits.ack_delay)
 
     # -- from the host -------------------------------------------------------------------------------------------
 
