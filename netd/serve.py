@@ -54,9 +54,10 @@ async def _serve(settings: Settings) -> int:
     listeners: dict[str, socket.socket] = {}
     stored: list[tuple[str, int]] = []
     for name, fd in listen_fds():
-        if name in ("attach", "api") and name not in listeners:
-            listeners[name] = socket.socket(fileno=fd)
-            listeners[name].setblocking(False)
+        if name == "listen":  # netd.socket: all sockets of a unit have one name, their types tell them apart
+            listener = socket.socket(fileno=fd)
+            listener.setblocking(False)
+            listeners["attach" if listener.type == socket.SOCK_SEQPACKET else "api"] = listener
         else:
             stored.append((name, fd))
     settings.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
