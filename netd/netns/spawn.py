@@ -1,6 +1,6 @@
 """The daemon's side of the agent: starts it, asks it, starts it again when it died.
 
-Theory of operation. ``Agent`` is the lasting object; one ``_Process`` is one life of the process behind it, with its
+Theory of operation. ``Agent`` is the lasting object; one ``_Life`` is one life of the process behind it, with its
 socket, its pidfd and the requests it owes an answer. A life ends when the pidfd or the socket says so, or when a
 deadline passed unanswered (then it is killed: its children give up before our deadline, so it hangs). The requests
 of an ended life are asked once more in the next.
@@ -46,14 +46,14 @@ class Agent:
 
     def __init__(self, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
-        self._process: _Process | None = None
+        self._life: _Life | None = None
         self._starting = asyncio.Lock()
         self._stopped = True
 
     @property
     def pid(self) -> int:
         """The agent's process id, 0 when there is none now."""
-        return self._process.pid if self._process is not None and not self._process.ended else 0
+        return self._life.pid if self._life is not None and not self._life.ended else 0
 
     async def start(self) -> None:
         """Starts the agent and waits until it can serve. Raises AgentUnavailable."""
@@ -69,9 +69,9 @@ class Agent:
     async def stop(self) -> None:
         """Ends the agent; requests under way fail with AgentUnavailable. May be called at any time, and again."""
         self._stopped = True
-        if self._process is not None:
-            process, self._process = self._process, None
-            await process.close()
+        if self._life is not None:
+            life, self._life = self._life, None
+            await life.close()
 
     async def open_tap(self, netns_fd: int, plan: TapPlan) -> OpenTap:
         """Makes, or attaches to, the plan's TAP in the network namespace; the fd that comes back is the caller's.
@@ -84,36 +84,36 @@ class Agent:
             held = os.dup(netns_fd)  # ours for the second try, whatever becomes of the caller's
         except OSError as e:
             raise NamespaceUnavailable(f"the namespace's descriptor is none: {e.strerror}") from e
-        process: _Process | None = None
+        life: _Life | None = None
         try:
             async with asyncio.timeout(self._deadline):
                 try:
-                    process = await self._living()
-                    return await process.ask(held, plan)
+                    life = await self._living()
+                    return await life.ask(held, plan)
                 except _Ended:
-                    process = await self._living()
-                    return await process.ask(held, plan)
+                    life = await self._living()
+                    return await life.ask(held, plan)
         except TimeoutError:
-            if process is not None:
-                process.end("did not answer in time")
+            if life is not None:
+                life.end("did not answer in time")
             raise AgentUnavailable(f"the namespace agent did not answer within {self._deadline:g} s") from None
         except _Ended as e:
             raise AgentUnavailable(f"the namespace agent ended twice: {e}", "see the daemon's log") from e
         finally:
             os.close(held)
 
-    async def _living(self) -> _Process:
+    async def _living(self) -> _Life:
         async with self._starting:
             if self._stopped:
                 raise AgentUnavailable("the namespace agent is stopped")
-            process = self._process
-            if process is None or process.ended:
-                process = self._process = _Process()
-        await process.ready()
-        return process
+            life = self._life
+            if life is None or life.ended:
+                life = self._life = _Life()
+        await life.ready()
+        return life
 
 
-class _Process:
+class _Life:
     """One life of the agent's process."""
 
     def __init__(self) -> None:
@@ -250,21 +250,21 @@ class _Process:
 
 
 def _start() -> tuple[subprocess.Popen[bytes], int, socket.socket]:
-    """Starts the agent: (process, its pidfd, our end of the socket). Raises AgentUnavailable."""
+    """Starts the agent: (the process, its pidfd, our end of the socket). Raises AgentUnavailable."""
     with contextlib.ExitStack() as undo:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
             with theirs:
                 ours.setblocking(False)
-                process = _popen(theirs.fileno())
-            undo.callback(process.wait)
-            undo.callback(process.kill)
-            pidfd = os.pidfd_open(process.pid)
+                popen = _popen(theirs.fileno())
+            undo.callback(popen.wait)
+            undo.callback(popen.kill)
+            pidfd = os.pidfd_open(popen.pid)
         except OSError as e:
             raise AgentUnavailable(f"the namespace agent cannot be started: {e.strerror}") from e
         undo.pop_all()
-    return process, pidfd, ours
+    return popen, pidfd, ours
 
 
 def _popen(channel: int) -> subprocess.Popen[bytes]:
