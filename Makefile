@@ -1,0 +1,74 @@
+# netd: what can be done here. As root, or as a user with sudo, on Debian 12 or later; less is possible elsewhere.
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -rs
+SECONDS ?= 60
+PREFIX ?= $(HOME)/.local
+UNITS = $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/systemd/user
+# What needs Podman, a service manager, or time.
+SLOW := tests/guest tests/podman tests/systemd tests/fuzz
+
+.PHONY: help demo test check lint unit guest podman genuine fuzz bench profile venv packages install uninstall clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: packages venv ## a rootless container on netd, shown step by step, from nothing
+	@tests/machine/rootless -s -p $(PYTHON) tests/demo/demo
+
+test: packages lint ## everything that this machine can test; names what it skipped, and why
+	$(PYTEST)
+
+check: lint unit ## the fast part: style, types, who imports whom, unit tests
+
+lint: venv ## style, types, who imports whom
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+unit: venv ## the tests that need neither Podman nor a service manager
+	$(PYTEST) -q $(SLOW:%=--ignore=%)
+
+guest: packages venv ## the real kernel as guest, in namespaces of its own: no root, no Podman
+	$(PYTEST) tests/guest
+
+podman: packages venv ## rootless Podman end to end
+	$(PYTEST) tests/podman
+
+genuine: packages venv ## the same with the packaged slirp4netns: checks the tests, not netd
+	NETD_PODMAN_CMD=genuine $(PYTEST) tests/podman
+
+fuzz: venv ## random and mutated input for SECONDS (60) each
+	NETD_FUZZ_SECONDS=$(SECONDS) $(PYTEST) --timeout=0 tests/fuzz
+
+bench: packages venv ## netd beside slirp4netns and pasta: bench/RESULTS.md (QUICK=1: the short one)
+	$(PYTHON) bench/run.py
+
+profile: packages venv ## where netd's CPU time goes under load
+	$(PYTHON) bench/profile.py
+
+venv: ## .venv, with netd and what its tests need
+	@tests/machine/venv
+
+packages: ## the Debian packages that tests, demo and bench need
+	@tests/machine/install
+
+install: ## for yourself, under PREFIX (~/.local): the daemon, the shim, the units
+	/usr/bin/python3 -m venv --clear "$(PREFIX)/lib/netd"
+	"$(PREFIX)/lib/netd/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	install -d "$(PREFIX)/bin" "$(PREFIX)/libexec/netd" "$(UNITS)"
+	ln -sf ../lib/netd/bin/netd "$(PREFIX)/bin/netd"
+	cp -P plugin/* "$(PREFIX)/libexec/netd/"
+	cp systemd/netd.socket "$(UNITS)/"
+	sed 's|@NETD@|$(PREFIX)/bin/netd|' systemd/netd.service >"$(UNITS)/netd.service"
+	-systemctl --user daemon-reload
+	@echo "Next: systemctl --user enable --now netd.socket, and containers.conf.example."
+
+uninstall: ## takes that away again
+	-systemctl --user disable --now netd.socket netd.service
+	rm -rf "$(PREFIX)/lib/netd" "$(PREFIX)/libexec/netd"
+	rm -f "$(PREFIX)/bin/netd" "$(UNITS)/netd.socket" "$(UNITS)/netd.service"
+
+clean: ## what was made here, .venv included
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info build
+	find . -name __pycache__ -prune -exec rm -rf {} +
