@@ -1,0 +1,66 @@
+"""What processes cost: CPU time and memory, from /proc (proc(5))."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (the second is a name that may contain anything)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def tree(root: int) -> list[int]:
+    """``root`` and all that descends from it, the dead left out."""
+    children: dict[int, list[int]] = {}
+    alive = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                state, parent = _stat(int(entry))[:2]
+            except OSError:
+                continue  # ended meanwhile
+            if state != "Z":
+                alive.add(int(entry))
+            children.setdefault(int(parent), []).append(int(entry))
+    found, left = [], [root]
+    while left:
+        pid = left.pop()
+        left += children.get(pid, [])
+        if pid in alive:
+            found.append(pid)
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
+    """User and system time of the processes and of their ended, awaited children, in seconds."""
+    user = system = 0
+    for pid in pids:
+        try:
+            fields = _stat(pid)
+        except OSError:
+            continue  # ended: its parent, when it is one of ours, has its time
+        user += int(fields[11]) + int(fields[13])
+        system += int(fields[12]) + int(fields[14])
+    return user / TICK, system / TICK
+
+
+def _field(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return 0
+
+
+def pss(pids: Iterable[int]) -> float:
+    """Proportional set size of the processes together, in MB (10^6 bytes)."""
+    return sum(_field(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in pids) * 1024 / 1e6
+
+
+def peak_rss(pids: Iterable[int]) -> float:
+    """The largest resident set each process ever had, added up, in MB."""
+    return sum(_field(f"/proc/{pid}/status", "VmHWM:") for pid in pids) * 1024 / 1e6

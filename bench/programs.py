@@ -1,0 +1,310 @@
+"""How each program under test is started, given published ports, and ended.
+
+An ``Attachment`` is one guest connected by one program. slirp4netns and pasta are one process per guest; netd is one
+daemon for all of them (``start`` … ``stop``), reached through its shim with slirp4netns' command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench import procs
+from bench.world import ROOT, BenchError, Guest, World, as_user, until
+
+READY_LIMIT = 15.0  # seconds an attach may take
+
+
+class Attachment:
+    """A guest with a network. ``seconds`` is the time from starting the command until it said that it is ready."""
+
+    guest_ip = "10.0.2.100"
+    api: tuple[str, str] | None = None  # (socket path, pump.py's kind) of the management interface
+
+    def __init__(self, program: Program, guest: Guest) -> None:
+        self.program = program
+        self.guest = guest
+        self.seconds = 0.0
+
+    def pids(self) -> list[int]:
+        """Every process that exists because of this network, those shared with others included."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class Program:
+    """One program under test."""
+
+    name = ""
+    has_api = False
+
+    def __init__(self, world: World, binary: str) -> None:
+        self.world = world
+        self.binary = binary
+
+    def version(self) -> str:
+        try:
+            out = subprocess.run([self.binary, "--version"], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+        lines = [line for line in out.stdout.splitlines() if line and not line.startswith("Failed to send")]
+        return lines[0] if lines else "unknown"
+
+    def start(self) -> None:
+        """Whatever must run before the first attach."""
+
+    def stop(self) -> None:
+        """The reverse of ``start``; harmless without it."""
+
+    def environment(self) -> dict[str, str]:
+        """Of the command that attaches."""
+        return {"PATH": os.environ["PATH"], "HOME": "/"}
+
+    def base_pids(self) -> list[int]:
+        """Processes that exist without any network."""
+        return []
+
+    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
+        """Connect ``guest``; ``tcp`` and ``udp`` map host ports to guest ports. BenchError where that fails."""
+        raise NotImplementedError
+
+
+class Slirp4netns(Program):
+    name = "slirp4netns"
+    has_api = True
+
+    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
+        network = SlirpNetwork(self, guest, mtu, bool(tcp or udp))
+        try:
+            for protocol, ports in (("tcp", tcp), ("udp", udp)):
+                for host_port, guest_port in ports.items():
+                    network.publish(protocol, host_port, guest_port)
+            guest.set_congestion_control()
+        except BaseException:
+            network.close()
+            raise
+        return network
+
+
+class SlirpNetwork(Attachment):
+    """Started as Podman does: exit and ready pipes, output into a log named after the container, and the API socket
+    only where ports are published. By that name netd's shim knows that no process has to stay."""
+
+    def __init__(self, program: Slirp4netns, guest: Guest, mtu: int, api: bool) -> None:
+        super().__init__(program, guest)
+        self.folder = program.world.folder("s")  # short: a socket's path has 107 bytes
+        container = secrets.token_hex(32)
+        self.socket = str(self.folder / f"{container}.net")
+        self.log = self.folder / f"slirp4netns-{container}.log"
+        ready, ready_end = os.pipe()
+        exit_end, self.exit = os.pipe()
+        argv = [program.binary, "--configure", f"--mtu={mtu}", f"--exit-fd={exit_end}", f"--ready-fd={ready_end}"]
+        if api:
+            argv.append(f"--api-socket={self.socket}")
+            self.api = (self.socket, "slirp")
+        with self.log.open("w") as log:
+            before = time.perf_counter()
+            self.process = program.world.start(
+                [*argv, str(guest.pid), "tap0"],
+                pass_fds=(ready_end, exit_end),
+                stdout=log,
+                stderr=log,
+                env=program.environment(),
+                **as_user(),
+            )
+        os.close(ready_end)
+        os.close(exit_end)
+        try:
+            self._await_ready(ready)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(ready)
+        self.seconds = time.perf_counter() - before
+
+    def _await_ready(self, ready: int) -> None:
+        readable, _, _ = select.select([ready], [], [], READY_LIMIT)
+        if readable and os.read(ready, 1) == b"1":
+            return
+        self.process.poll()
+        log = self.log.read_text().strip().splitlines()
+        why = " / ".join(log[-3:]) or (f"exit status {self.process.returncode}" if readable else "no answer")
+        raise BenchError(f"not ready: {why[:300]}")
+
+    def publish(self, protocol: str, host_port: int, guest_port: int) -> None:
+        # slirp4netns only takes dotted addresses, and one request per connection.
+        where = {"proto": protocol, "host_addr": "0.0.0.0", "host_port": host_port, "guest_port": guest_port}
+        request = json.dumps({"execute": "add_hostfwd", "arguments": {**where, "guest_addr": ""}})
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(5)
+            s.connect(self.socket)
+            s.sendall(request.encode())
+            s.shutdown(socket.SHUT_WR)
+            reply = s.recv(4096)
+        if b"return" not in reply:
+            raise BenchError(f"publishing port {host_port}: {reply.decode(errors='replace')[:200]}")
+
+    def pids(self) -> list[int]:
+        return [*self.program.base_pids(), *procs.tree(self.process.pid)]
+
+    def close(self) -> None:
+        os.close(self.exit)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(3)
+        self.program.world.end(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Netd(Slirp4netns):
+    name = "netd"
+
+    def __init__(self, world: World, wrapper: list[str] | None = None) -> None:
+        super().__init__(world, str(world.tree / "plugin" / "slirp4netns"))
+        self.command = wrapper or ["-m", "netd", "serve"]  # of the interpreter; a profiler has its own
+        self.daemon: subprocess.Popen[str] | None = None
+        self.folder = Path()
+
+    def version(self) -> str:
+        for line in (ROOT / "pyproject.toml").read_text().splitlines():
+            if line.startswith("version"):
+                return "netd " + line.split('"')[1]
+        return "unknown"
+
+    def environment(self) -> dict[str, str]:
+        run = str(self.folder)
+        return {**super().environment(), "HOME": run, "XDG_RUNTIME_DIR": run, "NETD_RUNTIME_DIR": run}
+
+    def start(self) -> None:
+        self.folder = self.world.folder("netd")
+        with (self.folder / "log").open("w") as log:
+            self.daemon = self.world.start(
+                [self.world.python(), *self.command],
+                cwd=self.world.tree,
+                env={**self.environment(), "PYTHONPATH": str(self.world.tree), "PYTHONDONTWRITEBYTECODE": "1"},
+                stdout=log,
+                stderr=log,
+                **as_user(),
+            )
+        until("netd serve", self._answers, READY_LIMIT)
+
+    def _answers(self) -> bool:
+        assert self.daemon is not None
+        if self.daemon.poll() is not None:
+            raise BenchError(f"netd serve ended with {self.daemon.returncode}: {self.last_words()}")
+        try:
+            for name, kind in (("attach.sock", socket.SOCK_SEQPACKET), ("api.sock", socket.SOCK_STREAM)):
+                with socket.socket(socket.AF_UNIX, kind) as s:
+                    s.connect(str(self.folder / name))
+        except OSError:
+            return False
+        return True
+
+    def last_words(self) -> str:
+        lines = (self.folder / "log").read_text(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "no message"
+
+    def base_pids(self) -> list[int]:
+        return procs.tree(self.daemon.pid) if self.daemon is not None else []
+
+    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
+        network = super().attach(guest, mtu, tcp, udp)
+        network.api = (str(self.folder / "api.sock"), "rest")
+        return network
+
+    def stop(self) -> None:
+        if self.daemon is not None:
+            self.world.end(self.daemon)
+            self.daemon = None
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Pasta(Program):
+    name = "pasta"
+
+    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
+        network = PastaNetwork(self, guest, mtu, tcp, udp)
+        try:
+            guest.set_congestion_control()
+        except BaseException:
+            network.close()
+            raise
+        return network
+
+
+class PastaNetwork(Attachment):
+    def __init__(self, program: Pasta, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> None:
+        super().__init__(program, guest)
+        self.folder = program.world.folder("pasta")
+        pid_file = self.folder / "pid"
+        address = ["--config-net", "-4", "-a", self.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
+        ports: list[str] = []
+        for option, wanted in (("-t", tcp), ("-u", udp)):
+            ports += [option, ",".join(f"{h}:{g}" for h, g in wanted.items()) or "none"]
+        argv = [program.binary, "-q", *address, *ports, "-T", "none", "-U", "none", "-I", "tap0", "-P", str(pid_file)]
+        self.pid = 0
+        before = time.perf_counter()
+        # Its parent's end with status 0 is how it says that it is ready.
+        command = program.world.start(
+            [*argv, str(guest.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **as_user()
+        )
+        try:
+            status = command.wait(READY_LIMIT)
+        except subprocess.TimeoutExpired:
+            raise BenchError("not ready: no answer") from None
+        finally:
+            self.seconds = time.perf_counter() - before
+            assert command.stderr is not None
+            words = [] if command.returncode is None else command.stderr.read().splitlines()
+            program.world.end(command)
+        if status:
+            said = [line for line in words if not line.startswith("Failed to send")]
+            raise BenchError(f"not ready: {(said or ['no message'])[-1][:200]}")
+        self.pid = int(pid_file.read_text())
+
+    def pids(self) -> list[int]:
+        return procs.tree(self.pid)
+
+    def close(self) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.pid, 15)
+                os.waitpid(self.pid, 0)  # PID 1 of the namespace, that is us, inherited it
+            self.pid = 0
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def installed(world: World, peers: list[str], netd_only: bool) -> tuple[list[Program], list[str]]:
+    """The programs there are, netd first, and a remark for each that is missing.
+
+    ``peers`` are paths of binaries to use in place of the installed one; the file's name says which it stands for.
+    """
+    programs: list[Program] = []
+    missing = []
+    netd = Netd(world)
+    if Path(netd.binary).exists() and (ROOT / "netd" / "__main__.py").exists():
+        programs.append(netd)
+    else:
+        missing.append("netd: not in this tree")
+    for kind in () if netd_only else (Slirp4netns, Pasta):
+        given = [p for p in peers if kind.name in Path(p).name]
+        binary = given[-1] if given else shutil.which(kind.name)
+        if binary:
+            programs.append(kind(world, binary))
+        else:
+            missing.append(f"{kind.name}: not installed")
+    for path in peers:
+        if not any(name in Path(path).name for name in ("slirp4netns", "pasta")):
+            raise BenchError(f"--peer {path}: the file's name contains neither slirp4netns nor pasta")
+    return programs, missing

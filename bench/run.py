@@ -1,0 +1,152 @@
+"""``make bench``: netd, slirp4netns and pasta side by side, in namespaces of its own. Needs root and iperf3.
+
+Writes RESULTS.md, latest.json and latest.svg beside this file, or into --output; a run of chosen rows or programs
+only prints, unless --output is given. QUICK=1 in the environment is --quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this directory: its profile.py would hide the standard library's
+
+from bench import load, measure_bulk, measure_cost, measure_flows, report  # noqa: E402
+from bench.programs import Program, installed  # noqa: E402
+from bench.rows import Block, Row, Table, TimeLimit, Visit  # noqa: E402
+from bench.world import OUTSIDE, BenchError, World, enter, inside  # noqa: E402
+
+BLOCKS: tuple[Block, ...] = (*measure_cost.BLOCKS, *measure_bulk.BLOCKS, *measure_flows.BLOCKS)
+QUICK_MINUTES, FULL_MINUTES = 8.5, 23.0  # no further round is begun after that
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    names = [block.name for block in BLOCKS]
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
+    parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "0") not in ("", "0"))
+    parser.add_argument("--rows", metavar="BLOCK,…", default="", help=f"only these: {', '.join(names)}")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every block")
+    parser.add_argument("--netd-only", action="store_true", help="without the peers")
+    parser.add_argument("--peers-only", action="store_true", help="without netd")
+    parser.add_argument("--peer", action="append", default=[], metavar="PATH", help="a slirp4netns or pasta to use")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write the results")
+    options = parser.parse_args(argv)
+    options.blocks = [b for b in BLOCKS if not options.rows or b.name in options.rows.split(",")]
+    for name in filter(None, options.rows.split(",")):
+        if name not in names:
+            parser.error(f"no rows {name!r}; there are {', '.join(names)}")
+    return options
+
+
+def visit_once(block: Block, visit: Visit) -> None:
+    """One block on one program, within the block's time; what goes wrong is noted in the rows."""
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise TimeLimit(f"not done within {block.limit:g} s")
+
+    before = {key: len(values) for key, values in visit.table.samples.items()}
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, block.limit)
+    try:
+        block.measure(visit)
+    except (BenchError, OSError, subprocess.SubprocessError) as e:
+        for row in block.rows:
+            key = (row.key, visit.program.name)
+            if len(visit.table.samples.get(key, ())) == before.get(key, 0) and wanted(row, visit.quick):
+                visit.note(row.key, str(e) or type(e).__name__)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if left := visit.world.sweep():
+        print(f"  ended what was left: {', '.join(left)}", flush=True)
+
+
+def wanted(row: Row, quick: bool) -> bool:
+    return not (quick and row.full_only)
+
+
+def measure(world: World, programs: Sequence[Program], options: argparse.Namespace, table: Table) -> float:
+    """All blocks, rounds interleaved; returns the minutes it took."""
+    begin = time.monotonic()
+    budget = QUICK_MINUTES if options.quick else FULL_MINUTES
+    rounds = {b.name: options.rounds or (b.quick_rounds if options.quick else b.full_rounds) for b in options.blocks}
+    for turn in range(max(rounds.values())):
+        for block in options.blocks:
+            if turn >= rounds[block.name] or (options.quick and not block.quick_rounds):
+                continue
+            if turn and (time.monotonic() - begin) / 60 > budget:
+                continue  # every row has its samples of the rounds before
+            # The order turns, so that no program always follows the same one.
+            order = [programs[(turn + i) % len(programs)] for i in range(len(programs))]
+            for program in order:
+                since = time.monotonic()
+                visit_once(block, Visit(world, program, table, options.quick))
+                took = time.monotonic() - since
+                print(f"round {turn + 1}  {block.name:10} {program.name:12} {took:5.1f} s", flush=True)
+    return (time.monotonic() - begin) / 60
+
+
+def kernel_only(world: World) -> float | None:
+    """One stream from H to O, Gbit/s, or None where not even that works."""
+    try:
+        with world.outside.serving(["iperf3", "-s", "-1", "-p", str(load.IPERF)], load.IPERF):
+            text = world.host.run(["iperf3", "-J", "-c", OUTSIDE, "-p", str(load.IPERF), "-t", "2"], 10)
+        import json
+
+        return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    except (BenchError, KeyError, ValueError):
+        return None
+
+
+def main(argv: Sequence[str]) -> int:
+    options = arguments(argv)
+    if shutil.which("iperf3") is None:
+        print("bench: needs iperf3 (Debian: apt-get install iperf3)", file=sys.stderr)
+        return 1
+    if not inside():
+        return enter(Path(__file__).resolve(), list(argv))
+    table = Table()
+    with World() as world:
+        try:
+            programs, missing = installed(world, options.peer, options.netd_only)
+        except BenchError as e:
+            print(f"bench: {e}", file=sys.stderr)
+            return 1
+        programs = [p for p in programs if not (options.peers_only and p.name == "netd")]
+        if not programs:
+            print(f"bench: nothing to measure ({'; '.join(missing)})", file=sys.stderr)
+            return 1
+        about: dict[str, Any] = {
+            "machine": report.machine(),
+            "versions": {p.name: p.version() for p in programs},
+            "date": report.today(),
+            "pass": "quick" if options.quick else "full",
+            "missing": missing,
+            "kernel_only": kernel_only(world),
+        }
+        about["minutes"] = round(measure(world, programs, options, table), 1)
+        about["congestion_control"] = sorted(table.congestion)
+    rows = [row for block in options.blocks for row in block.rows if wanted(row, options.quick)]
+    print(report.markdown(rows, table, about))
+    partial = bool(options.rows or options.rounds or options.netd_only or options.peers_only or options.peer)
+    folder = options.output or (None if partial else ROOT / "bench")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(folder, rows, table, about)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
