@@ -4,50 +4,60 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from dataclasses import dataclass
+from argparse import Action, ArgumentParser, HelpFormatter, Namespace, RawDescriptionHelpFormatter
 from importlib import import_module
-from typing import Any, NoReturn
 
 from netd import __version__
 from netd.cli.failure import EXIT_FAILED, Failure, complain
+
+TYPE_CHECKING = False  # importing typing would cost every command 2 ms
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 LOG_LEVELS = ("debug", "info", "warn", "warning", "error")
 
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """``module:name`` has the function ``name(args, client)`` and ``configure_name(parser)``."""
-
-    place: str
-    summary: str
-
-
-COMMANDS: dict[str, Command] = {
-    "run": Command("run:run", "Run a command in a network namespace of its own"),
-    "serve": Command("serving:serve", "Run the daemon in the foreground"),
-    "attach": Command("networks:attach", "Attach a network namespace"),
-    "detach": Command("networks:detach", "Detach networks"),
-    "ps": Command("networks:ps", "List attached networks"),
-    "inspect": Command("networks:inspect", "Show networks whole, as JSON"),
-    "port": Command("ports:show", "List a network's published ports (also: port add, rm, ls)"),
-    "port add": Command("ports:add", "Publish ports of a running network"),
-    "port rm": Command("ports:rm", "Unpublish ports"),
-    "port ls": Command("ports:ls", "List published ports"),
-    "info": Command("networks:info", "Show the daemon at a glance"),
-    "version": Command("networks:version", "Show versions"),
-    "completion": Command("completion:completion", "Print the completion script for bash, zsh or fish"),
-    "__complete": Command("completion:complete", ""),
+# name: (module:function, what it does). The module has ``function(args, …)`` and ``configure_function(parser)``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run:run", "Run a command in a network namespace of its own"),
+    "serve": ("serving:serve", "Run the daemon in the foreground"),
+    "attach": ("networks:attach", "Attach a network namespace"),
+    "detach": ("networks:detach", "Detach networks"),
+    "ps": ("networks:ps", "List attached networks"),
+    "inspect": ("networks:inspect", "Show networks whole, as JSON"),
+    "port": ("ports:show", "List a network's published ports (also: port add, rm, ls)"),
+    "port add": ("ports:add", "Publish ports of a running network"),
+    "port rm": ("ports:rm", "Unpublish ports"),
+    "port ls": ("ports:ls", "List published ports"),
+    "info": ("networks:info", "Show the daemon at a glance"),
+    "version": ("networks:version", "Show versions"),
+    "completion": ("completion:completion", "Print the completion script for bash, zsh or fish"),
+    "__complete": ("completion:complete", ""),
 }
+
+
+def visible_commands() -> dict[str, str]:
+    """The commands of the first level and what they do."""
+    return {name: summary for name, (_, summary) in COMMANDS.items() if summary and " " not in name}
+
+
+def _formatter(prog: str) -> HelpFormatter:
+    # argparse makes one for every option and would import shutil to learn the terminal's width.
+    try:
+        width = os.get_terminal_size().columns
+    except OSError:
+        width = 100
+    return RawDescriptionHelpFormatter(prog, width=width)
 
 
 class Parser(ArgumentParser):
     """argparse with podman's manners: errors are a Failure, no abbreviations."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
+    def __init__(self, prog: str, description: str, usage: str | None = None) -> None:
+        super().__init__(
+            prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=_formatter
+        )
 
     def error(self, message: str) -> NoReturn:
         raise Failure(message, f"see `{self.prog} --help`")
@@ -55,7 +65,7 @@ class Parser(ArgumentParser):
 
 def top_parser() -> Parser:
     """The options before the command."""
-    parser = Parser(prog="netd", usage="netd [options] COMMAND …", description=_overview())
+    parser = Parser("netd", _overview(), "netd [options] COMMAND …")
     parser.add_argument("--url", metavar="URL", help="the API's socket, unix:///path (or NETD_HOST)")
     parser.add_argument("--log-level", choices=LOG_LEVELS, metavar="LEVEL", help=", ".join(LOG_LEVELS))
     parser.add_argument("-v", "--version", action="version", version=f"netd version {__version__}")
@@ -64,16 +74,15 @@ def top_parser() -> Parser:
 
 def command_parser(name: str) -> Parser:
     """The parser of one command."""
-    command = COMMANDS[name]
-    module, _, function = command.place.partition(":")
-    parser = Parser(prog=f"netd {name}", description=command.summary)
+    place, summary = COMMANDS[name]
+    module, _, function = place.partition(":")
+    parser = Parser(f"netd {name}", summary)
     getattr(import_module(f"netd.cli.{module}"), f"configure_{function}")(parser)
     return parser
 
 
 def _overview() -> str:
-    shown = {name: command.summary for name, command in COMMANDS.items() if command.summary and " " not in name}
-    lines = [f"  {name:<12}{summary}" for name, summary in shown.items()]
+    lines = [f"  {name:<12}{summary}" for name, summary in visible_commands().items()]
     return "Networks of rootless containers.\n\ncommands:\n" + "\n".join(lines)
 
 
@@ -129,7 +138,7 @@ def _dispatch(before: list[str], words: list[str]) -> int:
         name = f"{name} {words.pop(0)}"
     args = _parse(name, words)
     args.url, args.log_level = top.url, top.log_level
-    module, _, function = COMMANDS[name].place.partition(":")
+    module, _, function = COMMANDS[name][0].partition(":")
     act = getattr(import_module(f"netd.cli.{module}"), function)
     if module in ("networks", "ports"):
         from netd.cli.client import Client, socket_path
@@ -143,6 +152,3 @@ def _parse(name: str, words: list[str]) -> Namespace:
     if name in ("run", "__complete"):  # the rest is another command's
         return parser.parse_args(words)
     return parser.parse_intermixed_args(words)
-
-
-__all__ = ["COMMANDS", "SUPPRESS", "Parser", "command_parser", "main", "split_global", "top_parser"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import REMAINDER, Action, ArgumentParser, Namespace
 
 from netd.cli.client import Client, socket_path
-from netd.cli.command import COMMANDS, Parser, command_parser, split_global, top_parser
+from netd.cli.command import COMMANDS, Parser, command_parser, split_global, top_parser, visible_commands
 from netd.cli.failure import Failure
 
 BASH = r"""# bash completion for netd: source <(netd completion bash)
@@ -73,7 +73,7 @@ def candidates(before: list[str], current: str, url: str | None) -> list[str]:
         parser = top_parser()
         if values := _values_of(parser, options):
             return values
-        return _options(parser) if current.startswith("-") else _commands()
+        return _options(parser) if current.startswith("-") else list(visible_commands())
     name, *words = rest
     if words and f"{name} {words[0]}" in COMMANDS:
         name = f"{name} {words.pop(0)}"
@@ -93,10 +93,6 @@ def candidates(before: list[str], current: str, url: str | None) -> list[str]:
     elif name == "completion" and places == 0:
         found += list(SCRIPTS)
     return found
-
-
-def _commands() -> list[str]:
-    return [name for name, command in COMMANDS.items() if command.summary and " " not in name]
 
 
 def _options(parser: Parser) -> list[str]:

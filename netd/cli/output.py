@@ -6,15 +6,18 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from netd.cli.failure import Failure
 from netd.cli.template import Template
 
+TYPE_CHECKING = False  # importing typing would cost every command 2 ms
+if TYPE_CHECKING:
+    from typing import Any
+
 MIN_COLUMN = 12  # podman's tables
 GAP = 2
 
-Row = dict[str, Any]
+Row = dict[str, "Any"]
 
 
 def list_options(parser: ArgumentParser, filters: Sequence[str]) -> None:

@@ -11,11 +11,14 @@ import select
 import signal
 import sys
 import time
-from typing import NoReturn
 
 from netd.cli import isolation
 from netd.cli.client import Client
 from netd.cli.failure import EXIT_FAILED, Failure
+
+TYPE_CHECKING = False  # importing typing would cost every command 2 ms
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 START_TIMEOUT = 20.0  # seconds until the daemon must answer
 STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL
@@ -31,7 +34,7 @@ class PrivateDaemon:
 
     def __enter__(self) -> PrivateDaemon:
         check_tun()
-        self._directory = make_directory()
+        self._directory = choose_directory()
         self._log = os.memfd_create("netd-log")
         life, self._life = os.pipe()
         sys.stdout.flush()
@@ -83,26 +86,18 @@ def check_tun() -> None:
         raise Failure(f"/dev/net/tun: {exc.strerror}", "as root: modprobe tun") from None
 
 
-def make_directory() -> str:
-    """An empty directory of ours, mode 0700, with a path short enough for sockets."""
+def choose_directory() -> str:
+    """A new name for a directory, short enough for sockets in it. The guard makes it, so that the guard removes it."""
     tried = (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp")
     for base in tried:
-        if not base or len(os.fsencode(base)) > MAX_SOCKET_PATH - 40:
-            continue
-        path = os.path.join(base, f"netd-run-{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            os.mkdir(path, 0o700)
-        except OSError:
-            continue
-        return path
+        if base and len(os.fsencode(base)) < MAX_SOCKET_PATH - 40 and os.access(base, os.W_OK | os.X_OK):
+            return os.path.join(base, f"netd-run-{os.getpid()}-{os.urandom(4).hex()}")
     raise Failure("no directory for the private daemon's sockets", "set TMPDIR to one that can be written")
 
 
 def _guard(life: int, directory: str, log: int) -> NoReturn:
     """In the guard: keep the daemon while ``life`` is open, then leave nothing."""
     os.setsid()  # the terminal's signals are not for us
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # we end when there is nothing left to tidy
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
@@ -116,7 +111,10 @@ def _guard(life: int, directory: str, log: int) -> NoReturn:
             except OSError:
                 pass
     os.chdir("/")
+    os.mkdir(directory, 0o700)
     daemon = _start_daemon(directory)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # we end when there is nothing left to tidy
     watched = os.pidfd_open(daemon)
     poller = select.poll()
     poller.register(life, select.POLLHUP)
@@ -142,7 +140,7 @@ def _start_daemon(directory: str) -> int:
     if pid:
         return pid
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         isolation.die_with(guard, signal.SIGTERM)
         # -P: a "netd" or "json.py" in the caller's directory is none of our business.

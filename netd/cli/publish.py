@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from netd.cli.failure import Failure
+
+TYPE_CHECKING = False  # importing typing would cost every command 2 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def parse_publish(spec: str) -> list[dict[str, Any]]:

@@ -16,12 +16,15 @@ import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
 
 from netd.cli import isolation
 from netd.cli.client import Client, network_target, socket_path
 from netd.cli.failure import EXIT_FAILED, Failure, complain
 from netd.cli.publish import parse_all
+
+TYPE_CHECKING = False  # importing typing would cost every command 2 ms
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # as shells have it
 PING_TIMEOUT = 10.0  # seconds; a service manager may have to start the daemon first
@@ -88,7 +91,7 @@ class Child:
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
-        self._status: int | None = None
+        self._ended = False
         said, say = os.pipe()
         hear, self._gate = os.pipe()
         us = os.getpid()
@@ -126,9 +129,9 @@ class Child:
         os.write(self._gate, json.dumps([name_server, socket]).encode())
         os.close(self._gate)
         self._gate = -1
-        _, status = os.waitpid(self.pid, 0)
-        self._status = status
-        code = os.waitstatus_to_exitcode(status)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self._ended = True  # from here on the number may become another's: nothing is passed on
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return code if code >= 0 else 128 - code
 
     def end(self) -> None:
@@ -136,12 +139,13 @@ class Child:
         if self._gate >= 0:
             os.close(self._gate)
             self._gate = -1
-        if self._status is None:
+        if not self._ended:
+            self._ended = True
             os.kill(self.pid, signal.SIGKILL)
-            _, self._status = os.waitpid(self.pid, 0)
+            os.waitpid(self.pid, 0)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self._status is None:
+        if not self._ended:
             os.kill(self.pid, number)
 
     def _become(self, parent: int, say: int, hear: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from netd.cli.failure import Failure
@@ -17,9 +18,10 @@ def serve(args: Namespace) -> int:
     from netd.errors import NetdError
     from netd.serve import serve as run_daemon
 
+    directory = os.path.abspath(args.runtime_dir) if args.runtime_dir else None
     level = "warning" if args.log_level == "warn" else args.log_level
     try:
-        return run_daemon(settings.load(runtime_dir=args.runtime_dir, log_level=level))
+        return run_daemon(settings.load(runtime_dir=directory, log_level=level))
     except NetdError as exc:
         raise Failure(str(exc), exc.hint) from exc
     except OSError as exc:

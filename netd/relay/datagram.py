@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from netd.stack.flow import UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, PORT_UNREACHABLE, Buffer
+from netd.wire.icmpv4 import DEST_UNREACHABLE
 
 if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
@@ -26,6 +27,7 @@ _SO_BUFFER = 1 << 20
 IP_RECVERR = 11
 _EXTENDED_ERR = struct.Struct("=IBBBBII")  # struct sock_extended_err, linux/errqueue.h: errno origin type code pad…
 _ORIGIN_ICMP = 2
+SILENT = -1  # nothing for the guest to hear
 
 # One datagram at a time in a process: all sockets share the buffer.
 _buffer = bytearray(_MAX)
@@ -41,17 +43,25 @@ _CODES = {
 }
 
 
-def read_error(sock: socket.socket) -> tuple[str, int, int] | None:
-    """One entry of the error queue: (peer address, peer port, ICMP code for the guest); None when it is empty."""
+def read_error(sock: socket.socket) -> tuple[str, int, int, bytes] | None:
+    """One entry of the error queue: (peer address, peer port, ICMP code for the guest, the datagram it is about).
+
+    None when the queue is empty. The code is the router's own where it is an ICMP unreachable, and ``SILENT`` for
+    "fragmentation needed": the host's kernel has learned the path's MTU and fragments from now on.
+    """
     try:
-        _, ancillary, _, address = sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
+        quoted, ancillary, _, address = sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
     except OSError:
         return None
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == IP_RECVERR and len(data) >= _EXTENDED_ERR.size:
-            code = _CODES.get(_EXTENDED_ERR.unpack_from(data)[0], HOST_UNREACHABLE)
-            return address[0], address[1], code
-    return "", 0, HOST_UNREACHABLE
+            number, origin, type_, code, *_ = _EXTENDED_ERR.unpack_from(data)
+            if number == errno.EMSGSIZE:
+                code = SILENT
+            elif origin != _ORIGIN_ICMP or type_ != DEST_UNREACHABLE:
+                code = _CODES.get(number, HOST_UNREACHABLE)
+            return address[0], address[1], code, quoted
+    return "", 0, SILENT, b""
 
 
 class Datagrams:
@@ -98,19 +108,19 @@ class Datagrams:
             return
         try:
             sock.sendto(payload, flow.address)
+            return
         except OSError as e:
-            if e.errno == errno.ECONNREFUSED:
-                # An earlier datagram's fate, told on this call: read it from the queue, then send.
-                self._read_errors(sock)
-                try:
-                    sock.sendto(payload, flow.address)
-                    return
-                except OSError as again:
-                    e = again
-            self._table.counters.drop_udp_host += 1
-            code = _CODES.get(e.errno or 0)
-            if code is not None:
-                flow.refused(code)
+            error = e.errno or 0
+        if error in _CODES and self._read_errors(sock):
+            # It was an earlier datagram's fate, perhaps another peer's, told on this call: now send.
+            try:
+                sock.sendto(payload, flow.address)
+                return
+            except OSError as e:
+                error = e.errno or 0
+        self._table.counters.drop_udp_host += 1
+        if error in _CODES:
+            flow.refused(_CODES[error])
 
     def _on_readable(self) -> None:
         sock = self._sock
@@ -136,14 +146,22 @@ class Datagrams:
                 peer = packed[ip] = socket.inet_aton(ip)
             table.from_host(guest, port, peer, peer_port, self, _view[:size], now)
 
-    def _read_errors(self, sock: socket.socket) -> None:
+    def _read_errors(self, sock: socket.socket) -> bool:
+        """True if there was one."""
+        found = False
         for _ in range(BATCH):
             error = read_error(sock)
             if error is None:
-                return
-            ip, port, code = error
-            if ip:
+                break
+            found = True
+            ip, port, code, _ = error
+            if ip and code != SILENT:
                 self._table.host_error(self._guest, self._port, socket.inet_aton(ip), port, code)
+        if sock is self._sock:
+            # libuv stops to watch a descriptor for good once it has polled POLLERR (uv__poll_io), and tells nobody.
+            self._loop.remove_reader(sock.fileno())
+            self._loop.add_reader(sock.fileno(), self._on_readable)
+        return found
 
     def release(self, flow: UdpFlow) -> None:
         """One flow less."""

@@ -6,7 +6,7 @@ import socket
 import struct
 from asyncio import AbstractEventLoop
 
-from netd.relay.datagram import IP_RECVERR, read_error
+from netd.relay.datagram import IP_RECVERR, SILENT, read_error
 from netd.stack.flow import EchoFlow
 from netd.stack.ports import HOST_UNREACHABLE, Buffer
 from netd.wire import icmpv4
@@ -36,15 +36,21 @@ class Echo:
 
     def send(self, flow: EchoFlow, sequence: int, payload: Buffer) -> None:
         """One echo request."""
-        if self._sock is None:
+        sock = self._sock
+        if sock is None:
             return
-        try:
-            self._sock.send(_ECHO.pack(icmpv4.ECHO_REQUEST, 0, 0, 0, sequence) + payload)
-        except BlockingIOError:
-            pass  # as lost as on a wire
-        except OSError:
-            self._read_errors()
-            flow.refused(HOST_UNREACHABLE, sequence)
+        message = _ECHO.pack(icmpv4.ECHO_REQUEST, 0, 0, 0, sequence) + payload
+        for _ in range(2):
+            try:
+                sock.send(message)
+                return
+            except BlockingIOError:
+                return  # as lost as on a wire
+            except OSError:
+                if not self._read_errors():
+                    break
+                # else it was an earlier request's fate
+        flow.refused(HOST_UNREACHABLE, sequence)
 
     def _on_readable(self) -> None:
         sock = self._sock
@@ -61,15 +67,23 @@ class Echo:
         if len(message) >= icmpv4.SIZE and message[0] == icmpv4.ECHO_REPLY:
             self._flow.to_guest(message[6] << 8 | message[7], message[icmpv4.SIZE :])
 
-    def _read_errors(self) -> None:
+    def _read_errors(self) -> bool:
+        """True if there was one."""
         sock = self._sock
+        if sock is None:
+            return False
+        found = False
         for _ in range(8):
-            if sock is None:
-                return
             error = read_error(sock)
             if error is None:
-                return
-            self._flow.refused(error[2])
+                break
+            found = True
+            _, _, code, quoted = error
+            if code != SILENT and len(quoted) >= icmpv4.SIZE:
+                self._flow.refused(code, quoted[6] << 8 | quoted[7])
+        self._loop.remove_reader(sock.fileno())  # see datagram: libuv has stopped to watch it
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+        return found
 
     def close(self) -> None:
         """Close the socket."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-PULL_BYTES = 1 << 20  # read from one socket per wake-up, so that no flow starves another
+PULL_BYTES = 384 << 10  # read from one socket per wake-up, so that no flow starves another
 KEEPALIVE_SECONDS = 7200
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))

@@ -129,7 +129,8 @@ class Interface:
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's subnet that is not ours; its MAC is learned."""
         addressing = self.addressing
-        if not addressing.on_link(src) or src == addressing.gateway or src == addressing.dns:
+        ours = src == addressing.gateway or src == addressing.dns
+        if ours or not addressing.on_link(src) or src == addressing.broadcast != addressing.guest:
             self.counters.drop_martian += 1
             return False
         self.neighbors.learn(src, bytes(frame[6:12]))

@@ -19,7 +19,7 @@ from netd.attach.conversation import Conversation, ShimGone
 from netd.attach.message import Exit, Hello, Listen, Open, SendFd, Stay
 from netd.dialects.slirp4netns import texts
 from netd.dialects.slirp4netns.grammar import Invocation, Outcome, parse
-from netd.errors import NetdError
+from netd.errors import NamespaceUnavailable, NetdError, NetworkExists
 from netd.specs import Lifeline, NetworkSpec
 
 if TYPE_CHECKING:
@@ -143,6 +143,9 @@ async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds)
         elif answer.errno in (errno.ENOENT, errno.ENOTDIR):
             return _usage(hello, call, f"userns path doesn't exist: {call.userns_path}\n")
 
+    if not _is_ifname(call.ifname):
+        return _failed(call, f"ioctl(TUNSETIFF): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
+
     path = call.target if call.by_path else f"/proc/{call.target}/ns/net"
     answer, fd = await shim.ask_fd(Open(path=path))
     if fd < 0:
@@ -201,8 +204,17 @@ async def _attach(
     except TimeoutError:
         return _failed(call, f"netd: the network was not ready in {ATTACH_DEADLINE:g} s\nchild failed(1)\n")
     except NetdError as error:
-        hint = f"hint: {error.hint}\n" if error.hint else ""
-        return _failed(call, f"{error}\n{hint}child failed(1)\n")
+        return _failed(call, refusal(error))
+
+
+def refusal(error: NetdError) -> str:
+    """Why there is no network: in our words, then in slirp4netns' where it has some for that."""
+    reason = f"netd: {error}" + (f" ({error.hint})" if error.hint else "")
+    if isinstance(error, NamespaceUnavailable):
+        reason += f"\nsetns(CLONE_NEWNET): {os.strerror(errno.EPERM)}"
+    elif isinstance(error, NetworkExists):
+        reason += f"\nioctl(TUNSETIFF): {os.strerror(errno.EBUSY)}"
+    return f"{reason}\nchild failed(1)\n"
 
 
 async def _name_is_free(daemon: Daemon, name: str) -> bool:
@@ -245,6 +257,11 @@ def _failed(call: Invocation, message: str) -> Outcome:
 
 def _usage(hello: Hello, call: Invocation, message: str) -> Outcome:
     return Outcome(1, call.warnings + texts.usage(hello.argv0, called_by_podman(hello)), message)
+
+
+def _is_ifname(name: str) -> bool:
+    """What the kernel takes (dev_valid_name), less what it would make a name from ("" and "tap%d")."""
+    return name not in ("", ".", "..") and not any(c in "/:%" or c.isspace() for c in name)
 
 
 def _is_netns(fd: int) -> bool:

@@ -442,8 +442,9 @@ class Connection(Sender):
     def network_ends(self) -> None:
         """The guest is gone. What it had finished sending is still delivered; anything else is cut off, and says so."""
         graceful = self.fin_received or self.state == TIME_WAIT
-        if graceful and self.overflow:
-            graceful = self.host.write(self.overflow) == len(self.overflow)
+        overflow = self.overflow
+        if graceful and overflow:
+            graceful = self.host.write(overflow) == len(overflow)
         self._drop_overflow()
         self._leave()
         if graceful:

@@ -1,0 +1,675 @@
+"""plugin/netd-shim as a program: the test is its daemon and asks it one step at a time."""
+
+from __future__ import annotations
+
+import array
+import ast
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attach.harness import PLUGIN, mode_of
+
+SHIM = PLUGIN / "netd-shim"
+
+
+class Peer:
+    """The daemon's end of one shim's connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.sock = connection
+        self.sock.settimeout(10)
+
+    def hello(self) -> dict[str, Any]:
+        return dict(json.loads(self.sock.recv(1 << 20)))
+
+    def tell(self, op: str, **fields: Any) -> None:
+        self.sock.send(json.dumps({"op": op, **fields}).encode())
+
+    def answer(self) -> tuple[dict[str, Any], int]:
+        data, ancillary, _, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(64))
+        fds = array.array("i")
+        for _, _, content in ancillary:
+            fds.frombytes(content)
+        assert len(fds) <= 1
+        return json.loads(data), fds[0] if fds else -1
+
+    def ask(self, op: str, **fields: Any) -> tuple[dict[str, Any], int]:
+        self.tell(op, **fields)
+        return self.answer()
+
+    def exit(self, status: int = 0, stdout: str = "", stderr: str = "") -> None:
+        self.tell("exit", status=status, stdout=stdout, stderr=stderr)
+
+    def stay(self) -> None:
+        self.tell("stay", stdout="", stderr="")
+
+    def ended(self) -> bool:
+        try:
+            return self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+class Bench:
+    """A listening daemon's socket, and shims that are started against it."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self.dir = runtime_dir
+        self.env = {"NETD_RUNTIME_DIR": str(runtime_dir), "PATH": os.environ["PATH"]}
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(runtime_dir / "attach.sock"))
+        self.listener.listen()
+        self.listener.settimeout(10)
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.peers: list[Peer] = []
+
+    def start(self, *argv: str | bytes, program: Path = PLUGIN / "slirp4netns", **more: Any) -> subprocess.Popen[bytes]:
+        options: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": self.env,
+            **more,
+        }
+        shim = subprocess.Popen([program, *argv], **options)
+        self.running.append(shim)
+        return shim
+
+    def peer(self) -> Peer:
+        peer = Peer(self.listener.accept()[0])
+        self.peers.append(peer)
+        return peer
+
+    def meet(self, *argv: str | bytes, **more: Any) -> tuple[subprocess.Popen[bytes], Peer]:
+        """Start a shim and read its hello."""
+        shim = self.start(*argv, **more)
+        peer = self.peer()
+        peer.hello()
+        return shim, peer
+
+    def close(self) -> None:
+        self.listener.close()
+        for peer in self.peers:
+            peer.sock.close()
+        for shim in self.running:
+            shim.kill()
+            shim.wait()
+            for stream in (shim.stdout, shim.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture
+def bench(runtime_dir: Path) -> Iterator[Bench]:
+    bench = Bench(runtime_dir)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    """The shim with half a second of patience instead of ten."""
+    source = SHIM.read_text()
+    assert "\nWAIT = 10.0 " in source
+    copy = tmp_path / "slirp4netns"
+    copy.write_text(source.replace("\nWAIT = 10.0 ", "\nWAIT = 0.5 "))
+    copy.chmod(0o755)
+    return copy
+
+
+def output(shim: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = shim.communicate(timeout=20)
+    return shim.returncode, out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape")
+
+
+# --- the file itself -----------------------------------------------------------------------------------------------
+
+
+def test_is_one_executable_with_three_more_names() -> None:
+    assert SHIM.read_text().splitlines()[0] == "#!/usr/bin/python3 -IS"
+    assert mode_of(SHIM) & 0o111
+    for name in ("slirp4netns", "pasta", "pesto"):
+        assert os.readlink(PLUGIN / name) == "netd-shim"
+
+
+def test_imports_no_more_than_start_up_allows() -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(SHIM.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported == {"os", "sys", "time", "_signal", "_socket", "_json", "signal", "socket", "json", "tomllib"}
+
+
+def test_works_with_the_public_modules_alone(bench: Bench, tmp_path: Path) -> None:
+    copy = tmp_path / "slirp4netns"
+    copy.write_text(SHIM.read_text().replace("import _signal as signal", "raise ImportError"))
+    copy.chmod(0o755)
+    shim = bench.start("--mtu=9000", '\u20ac"\\', program=copy)
+    peer = bench.peer()
+    assert peer.hello()["argv"] == ["--mtu=9000", '\u20ac"\\']
+    assert peer.ask("close", fd=0)[0] == {"ok": True}
+    peer.exit(0, stdout="done\n")
+    assert output(shim) == (0, "done\n", "")
+
+
+def test_start_up_with_connection_takes_at_most_20_ms(bench: Bench) -> None:
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("no /usr/bin/python3")
+
+    def answer() -> None:
+        for _ in range(30):
+            peer = bench.peer()
+            peer.hello()
+            peer.exit(0, stdout="help\n")
+
+    daemon = threading.Thread(target=answer)
+    daemon.start()
+    times = []
+    for _ in range(30):
+        begin = time.perf_counter()
+        subprocess.run([PLUGIN / "slirp4netns", "--help"], env=bench.env, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - begin)
+    daemon.join()
+    print(f"shim start-up: {min(times) * 1e3:.1f} ms at best, {sorted(times)[15] * 1e3:.1f} ms in the middle")
+    assert min(times) <= 0.020
+
+
+# --- how it introduces itself --------------------------------------------------------------------------------------
+
+
+def test_says_how_it_was_called(bench: Bench, tmp_path: Path) -> None:
+    env = {**bench.env, "_CONTAINERS_ROOTLESS_UID": "1000", "SECRET": "x", "_CONTAINERS_USERNS_CONFIGURED": "done"}
+    log = tmp_path / "a.log"
+    with log.open("wb") as out:
+        log.unlink()
+        shim = bench.start("-c", "-e", "3", '\n\x01"\u20ac', b"\xff", cwd=tmp_path, env=env, stdout=out)
+        hello = bench.peer().hello()
+    assert hello == {
+        "version": 1,
+        "argv0": str(PLUGIN / "slirp4netns"),
+        "argv": ["-c", "-e", "3", '\n\x01"\u20ac', "\udcff"],
+        "cwd": str(tmp_path),
+        "pid": shim.pid,
+        "env": {"_CONTAINERS_ROOTLESS_UID": "1000", "_CONTAINERS_USERNS_CONFIGURED": "done"},
+        "fd1": f"{log} (deleted)",
+    }
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "de_DE.ISO-8859-1", "C.UTF-8"])
+def test_the_locale_changes_nothing(bench: Bench, locale: str) -> None:
+    shim = bench.start("gr\u00fcn".encode(), b"\xfc", env={**bench.env, "LC_ALL": locale})
+    peer = bench.peer()
+    assert peer.hello()["argv"] == ["gr\u00fcn", "\udcfc"]
+    peer.exit(0, stdout="gr\u00fcn\udcfc\n")
+    assert output(shim) == (0, "gr\u00fcn\udcfc\n", "")
+
+
+def test_finds_the_runtime_directory(runtime_dir: Path) -> None:
+    def where(**env: str) -> str:
+        done = subprocess.run(
+            [PLUGIN / "slirp4netns", "-h"],
+            check=False,
+            env={"PATH": "/nonexistent", **env},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and done.stdout == ""
+        found = re.fullmatch(r"slirp4netns: netd: no daemon at (\S+)/attach.sock: .*\n", done.stderr)
+        assert found is not None, done.stderr
+        return found[1]
+
+    some = str(runtime_dir)
+    assert where(NETD_RUNTIME_DIR=some + "/a", XDG_RUNTIME_DIR=some) == some + "/a"
+    assert where(XDG_RUNTIME_DIR=some, _CONTAINERS_ROOTLESS_UID="1000") == some + "/netd"
+    assert where(_CONTAINERS_ROOTLESS_UID="54321") == "/run/user/54321/netd"
+    own = os.getuid()
+    assert where(NETD_RUNTIME_DIR="", XDG_RUNTIME_DIR="") == (f"/run/user/{own}/netd" if own else "/run/netd")
+
+
+def test_a_long_runtime_directory(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    here = os.getcwd()
+    os.chdir(deep)
+    try:
+        bench = Bench(Path("."))
+    finally:
+        os.chdir(here)
+    bench.env["NETD_RUNTIME_DIR"] = str(deep)
+    shim, peer = bench.meet("-h")
+    peer.exit(3)
+    assert output(shim) == (3, "", "")
+    bench.close()
+
+
+# --- the steps -----------------------------------------------------------------------------------------------------
+
+
+def test_opens_a_path_where_it_stands(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    os.mkfifo(tmp_path / "fifo")
+    shim, peer = bench.meet(cwd=tmp_path)
+    answer, fd = peer.ask("open", path="file")
+    assert answer == {"ok": True} and os.read(fd, 100) == b"content"
+    os.close(fd)
+    answer, fd = peer.ask("open", path="fifo")  # nobody writes to it: must not block
+    assert answer == {"ok": True}
+    os.close(fd)
+    answer, fd = peer.ask("open", path=str(tmp_path / "missing"))
+    assert answer == {"ok": False, "errno": 2, "error": "No such file or directory"} and fd == -1
+    answer, fd = peer.ask("open", path="/proc/self/ns/net")
+    assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
+    os.close(fd)
+    peer.exit()
+    assert output(shim) == (0, "", "")
+
+
+def test_sends_the_callers_descriptors_and_never_its_own(bench: Bench) -> None:
+    reader, writer = os.pipe()
+    shim, peer = bench.meet(pass_fds=[writer])
+    answer, fd = peer.ask("fd", fd=writer)
+    assert answer == {"ok": True} and os.fstat(fd).st_ino == os.fstat(reader).st_ino
+    os.close(fd)
+    fds = sorted(int(name) for name in os.listdir(f"/proc/{shim.pid}/fd"))
+    sockets = [n for n in fds if n > 2 and os.readlink(f"/proc/{shim.pid}/fd/{n}").startswith("socket:")]
+    assert len(sockets) == 1
+    for number in (sockets[0], 999, -1, 2**31 - 1):
+        answer, fd = peer.ask("fd", fd=number)
+        assert not answer["ok"] and fd == -1, number
+    assert peer.ask("close", fd=writer) == ({"ok": True}, -1)
+    os.close(writer)
+    assert os.read(reader, 1) == b""  # nobody has it any more
+    os.close(reader)
+    assert peer.ask("close", fd=sockets[0]) == ({"ok": True}, -1)  # and is not carried out
+    peer.exit()
+    assert output(shim)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["stream", "seqpacket"])
+def test_listens_where_asked(bench: Bench, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "api.sock"
+    path.write_text("stale")
+    shim, peer = bench.meet(preexec_fn=lambda: os.umask(0o027))
+    fields = {"path": str(path), "type": kind, "backlog": 5, "replace": True, "remove": False}
+    answer, fd = peer.ask("listen", **fields)
+    assert answer == {"ok": True}
+    assert stat.S_ISSOCK(os.lstat(path).st_mode) and mode_of(path) == 0o750
+    type_ = socket.SOCK_STREAM if kind == "stream" else socket.SOCK_SEQPACKET
+    with socket.socket(fileno=fd) as listener, socket.socket(socket.AF_UNIX, type_) as client:
+        client.connect(str(path))
+        listener.accept()[0].close()
+    answer, fd = peer.ask("listen", **{**fields, "replace": False})
+    assert answer == {"ok": False, "errno": 98, "error": "Address already in use"} and fd == -1
+    answer, fd = peer.ask("listen", **{**fields, "path": "/nonexistent/x"})
+    assert answer["errno"] == 2
+    answer, fd = peer.ask("listen", **{**fields, "path": str(tmp_path)})
+    assert not answer["ok"] and tmp_path.is_dir()
+    answer, fd = peer.ask("listen", **{**fields, "path": "x" * 200})
+    assert not answer["ok"] and answer["errno"] == 0 and "too long" in answer["error"]
+    peer.exit()
+    assert output(shim)[0] == 0
+    assert path.exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_removes_its_socket_at_exit_unless_it_is_anothers(bench: Bench, tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "api.sock"
+    shim, peer = bench.meet()
+    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True)
+    assert answer["ok"]
+    os.close(fd)
+    if replaced:
+        path.rename(tmp_path / "old")  # keeps the inode's number taken
+        path.write_text("the successor's")
+    peer.stay()
+    peer.exit()
+    assert output(shim)[0] == 0
+    assert path.exists() == replaced
+
+
+def test_writes_a_file(bench: Bench, tmp_path: Path) -> None:
+    shim, peer = bench.meet(preexec_fn=lambda: os.umask(0))
+    path = tmp_path / "pid"
+    path.write_text("a longer text than the new one")
+    assert peer.ask("write", path=str(path), text="4711\n", mode=0o640) == ({"ok": True}, -1)
+    assert path.read_text() == "4711\n"
+    fresh = tmp_path / "fresh"
+    assert peer.ask("write", path=str(fresh), text="\udcff", mode=0o640)[0]["ok"]
+    assert fresh.read_bytes() == b"\xff" and mode_of(fresh) == 0o640
+    assert peer.ask("write", path="/nonexistent/x", text="", mode=0o644)[0]["errno"] == 2
+    peer.exit()
+    assert output(shim)[0] == 0
+
+
+def test_prints_and_exits(bench: Bench) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("print", stdout="one\n", stderr="two\n") == ({"ok": True}, -1)
+    peer.exit(42, stdout="three\n", stderr="four\n")
+    assert output(shim) == (42, "one\nthree\n", "two\nfour\n")
+
+
+def test_a_reader_that_is_gone_is_no_error(bench: Bench) -> None:
+    reader, writer = os.pipe()
+    shim, peer = bench.meet(stdout=writer)
+    os.close(writer)
+    os.close(reader)
+    assert peer.ask("print", stdout="x" * 50000, stderr="")[0] == {"ok": True}
+    peer.exit(0, stdout="more")
+    assert output_code(shim) == 0
+
+
+def output_code(shim: subprocess.Popen[bytes]) -> int:
+    return shim.wait(20)
+
+
+def test_works_without_standard_descriptors(bench: Bench) -> None:
+    shell = ["/bin/sh", "-c", 'exec "$0" -h <&- >&- 2>&-', str(PLUGIN / "slirp4netns")]
+    shim = subprocess.Popen(shell, env=bench.env)
+    bench.running.append(shim)
+    peer = bench.peer()
+    assert peer.hello()["fd1"] == ""
+    for number in (0, 1, 2):
+        assert peer.ask("fd", fd=number)[0]["errno"] == 9
+    peer.exit(7, stdout="must not reach the daemon", stderr="neither")
+    assert peer.ended()
+    assert output_code(shim) == 7
+
+
+# --- staying -------------------------------------------------------------------------------------------------------
+
+
+def test_lets_go_of_what_was_leaked_into_it_when_it_stays(bench: Bench) -> None:
+    pipes = [os.pipe() for _ in range(3)]
+    writers = [writer for _, writer in pipes]
+    os.dup2(writers[2], 251)
+    shim, peer = bench.meet(pass_fds=[*writers, 251])
+    for fd in (*writers, 251):
+        os.close(fd)
+    peer.stay()
+    for reader, _ in pipes:
+        assert os.read(reader, 1) == b""
+        os.close(reader)
+    assert shim.poll() is None
+    assert len(os.listdir(f"/proc/{shim.pid}/fd")) == 4  # 0, 1, 2 and the connection
+    peer.exit(0)
+    assert output(shim) == (0, "", "")
+
+
+@pytest.mark.parametrize("staying", [False, True])
+def test_the_end_of_the_daemon_is_one_line_and_exit_1(bench: Bench, staying: bool) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("close", fd=0)[0]["ok"]
+    if staying:
+        peer.stay()
+    peer.sock.close()
+    status, out, err = output(shim)
+    why = "it went away" if staying else "it ended before the network was ready"
+    assert (status, out, err) == (1, "", f"slirp4netns: netd: lost the daemon: {why}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
+@pytest.mark.parametrize("staying", [False, True])
+def test_a_signal_kills_it_and_hangs_up(bench: Bench, number: signal.Signals, staying: bool) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("close", fd=0)[0]["ok"]
+    if staying:
+        peer.stay()
+        peer.tell("print", stdout="", stderr="")
+        peer.answer()
+    shim.send_signal(number)
+    assert peer.ended()
+    assert output(shim) == (-number, "", "")
+
+
+def test_sigpipe_does_not_kill_it(bench: Bench) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("close", fd=0)[0]["ok"]
+    shim.send_signal(signal.SIGPIPE)
+    peer.exit(5)
+    assert output(shim)[0] == 5
+
+
+def test_goes_on_in_the_background(bench: Bench, tmp_path: Path) -> None:
+    held, leaked = os.pipe()
+    shim, peer = bench.meet(pass_fds=[leaked], cwd=tmp_path)
+    os.close(leaked)
+    answer, fd = peer.ask("detach")
+    assert answer["ok"] and fd == -1 and answer["pid"] != shim.pid
+    pid = answer["pid"]
+    assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert {os.readlink(f"/proc/{pid}/fd/{n}") for n in (0, 1, 2)} == {"/dev/null"}
+    assert shim.poll() is None  # the foreground waits
+    assert peer.ask("write", path=str(tmp_path / "pid"), text=f"{pid}\n", mode=0o644)[0]["ok"]
+    assert peer.ask("release", status=0)[0] == {"ok": True}
+    assert output(shim) == (0, "", "")  # all holders of stdout are gone: Podman waits for that
+    assert os.read(held, 1) == b""
+    os.close(held)
+    peer.stay()
+    os.kill(pid, signal.SIGTERM)
+    assert peer.ended()
+
+
+def test_a_foreground_that_waits_hears_of_a_failure(bench: Bench) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("detach")[0]["ok"]
+    peer.exit(1, stderr="")
+    assert output(shim)[0] == 1
+    shim, peer = bench.meet()
+    assert peer.ask("detach")[0]["ok"]
+    peer.sock.close()
+    assert output(shim) == (1, "", "slirp4netns: netd: lost the daemon: it ended before the network was ready\n")
+
+
+def test_a_foreground_that_was_killed_cannot_be_released(bench: Bench) -> None:
+    shim, peer = bench.meet()
+    assert peer.ask("detach")[0]["ok"]
+    shim.kill()
+    shim.wait()
+    assert peer.ask("release", status=0)[0]["errno"] == 32
+    peer.exit()
+    assert peer.ended()
+
+
+# --- daemons that do not do what they should -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_silent_daemon_is_not_waited_for_without_limit(bench: Bench, quick: Path, answered: int) -> None:
+    shim, peer = bench.meet("-h", program=quick)
+    for _ in range(answered):
+        assert peer.ask("close", fd=0)[0]["ok"]
+    status, out, err = output(shim)
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1 and "netd: " in err
+    assert ("gave no answer in 0 s" in err) == bool(answered)
+
+
+def test_a_daemon_that_accepts_nobody_is_not_waited_for_without_limit(bench: Bench, quick: Path) -> None:
+    bench.listener.listen(0)
+    waiting = []
+    while True:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.setblocking(False)
+        waiting.append(client)
+        try:
+            client.connect(str(bench.dir / "attach.sock"))
+        except BlockingIOError:
+            break
+    begin = time.monotonic()
+    status, out, err = output(bench.start("-h", program=quick))
+    assert time.monotonic() - begin < 5
+    assert (status, out) == (1, "") and "Resource temporarily unavailable" in err
+    for client in waiting:
+        client.close()
+
+
+def test_a_full_backlog_is_waited_for(bench: Bench) -> None:
+    bench.listener.listen(0)
+    first = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first.connect(str(bench.dir / "attach.sock"))
+    shim = bench.start("-h")
+    with pytest.raises(subprocess.TimeoutExpired):
+        shim.wait(0.2)
+    bench.peer()
+    first.close()
+    peer = bench.peer()
+    peer.hello()
+    peer.exit(0)
+    assert output(shim)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(b"\x00", b"{", b"[]", b"7", b'"open"', b"{}", b"\xff\xfe", b"[" * 60000),
+        *(b'{"op":"reboot"}', b'{"op":["open"]}', b'{"op":"open"}', b'{"op":"open","path":7}', b'{"op":"fd","fd":"x"}'),
+        *(b'{"op":"exit"}', b'{"op":"exit","status":"x"}', b'{"op":"print","stdout":1,"stderr":2}'),
+    ],
+)
+def test_nonsense_from_the_daemon_is_one_line_and_exit_1(bench: Bench, message: bytes) -> None:
+    shim, peer = bench.meet()
+    peer.sock.send(message)
+    status, out, err = output(shim)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"slirp4netns: netd: the daemon and this shim do not fit together: .*\n", err), err
+
+
+# --- no daemon -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path: Path, runtime_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the shim with no daemon; ``real`` first in PATH."""
+    (tmp_path / "bin").mkdir()
+
+    def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        path = f"{PLUGIN}:{tmp_path}/bin:{os.environ['PATH']}"
+        environment = {"NETD_RUNTIME_DIR": str(runtime_dir), "HOME": str(tmp_path), "PATH": path, **env}
+        return subprocess.run(
+            [PLUGIN / "slirp4netns", *argv], check=False, env=environment, capture_output=True, text=True, timeout=30
+        )
+
+    return run
+
+
+def real_program(directory: Path, text: str) -> None:
+    path = directory / "bin" / "slirp4netns"
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_no_daemon_is_one_line_and_exit_1(alone: Any, runtime_dir: Path) -> None:
+    done = alone("-h")
+    line = f"slirp4netns: netd: no daemon at {runtime_dir}/attach.sock: No such file or directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+        stale.bind(str(runtime_dir / "attach.sock"))
+    done = alone("-h")
+    assert done.stderr == line.replace("No such file or directory", "Connection refused")
+
+
+@pytest.mark.parametrize("how", ["variable", "file", "named file"])
+def test_becomes_the_real_program_where_that_is_wanted(alone: Any, tmp_path: Path, how: str) -> None:
+    real_program(tmp_path, '#!/bin/sh\necho "real $# $1 $2"; grep SigIgn /proc/self/status; exit 3\n')
+    config = tmp_path / ".config" / "netd" / "netd.toml"
+    config.parent.mkdir(parents=True)
+    env = {}
+    if how == "variable":
+        env["NETD_ON_UNAVAILABLE"] = "exec-real"
+    elif how == "named file":
+        config = tmp_path / "other.toml"
+        env["NETD_CONFIG"] = str(config)
+    if how != "variable":
+        config.write_text('log_level = "info"\non_unavailable = "exec-real"\n')
+    done = alone("a b", "", **env)
+    assert done.returncode == 3 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "real 2 a b "
+    ignored = int(lines[1].split()[1], 16)
+    assert not ignored & (1 << (signal.SIGPIPE - 1)), "Python's SIG_IGN went through exec"
+
+
+def test_a_configuration_that_says_fail_or_is_broken(alone: Any, tmp_path: Path) -> None:
+    real_program(tmp_path, "#!/bin/sh\necho real\n")
+    config = tmp_path / "netd.toml"
+    for content in ('on_unavailable = "fail"\n', "", "on_unavailable = [\n"):
+        config.write_text(content)
+        done = alone("-h", NETD_CONFIG=str(config))
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_two_shims_do_not_run_each_other_for_ever(alone: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "bin" / "slirp4netns"
+    copy.write_text(SHIM.read_text())
+    copy.chmod(0o755)
+    done = alone("-h", NETD_ON_UNAVAILABLE="exec-real")
+    assert done.returncode == 1 and "netd: no daemon" in done.stderr
+
+
+def test_a_daemon_that_hangs_up_at_once_counts_as_none(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    real_program(tmp_path, "#!/bin/sh\necho real\n")
+    env = {**bench.env, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NETD_ON_UNAVAILABLE": "exec-real"}
+    shim, peer = bench.meet("-h", env=env)
+    peer.sock.close()
+    assert output(shim) == (0, "real\n", "")
+
+
+def test_has_the_service_manager_start_netd(tmp_path: Path, runtime_dir: Path) -> None:
+    """systemctl is a script of ours here; a real user manager is in tests/systemd."""
+    (runtime_dir / "systemd").mkdir()
+    (runtime_dir / "netd").mkdir()
+    (tmp_path / "bin").mkdir()
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.write_text(
+        f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho noise; echo noise >&2\n'
+        f"while [ ! -S {runtime_dir}/netd/attach.sock ]; do sleep .01; done\n"
+    )
+    systemctl.chmod(0o755)
+    env = {"XDG_RUNTIME_DIR": str(runtime_dir), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    shim = subprocess.Popen([PLUGIN / "slirp4netns", "-h"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "asked").exists():
+        assert shim.poll() is None
+        time.sleep(0.005)
+    (runtime_dir / "netd").rmdir()
+    late = runtime_dir / "netd"
+    late.mkdir()
+    bench = Bench(late)
+    peer = bench.peer()
+    assert peer.hello()["argv"] == ["-h"]
+    peer.exit(0, stdout="help\n")
+    assert output(shim) == (0, "help\n", "")
+    assert (tmp_path / "asked").read_text() == "--user --quiet start netd.socket netd.service\n"
+    bench.close()
+
+
+def test_a_service_manager_that_cannot_start_it(tmp_path: Path, runtime_dir: Path, quick: Path) -> None:
+    (runtime_dir / "systemd").mkdir()
+    (tmp_path / "bin").mkdir()
+    systemctl = tmp_path / "bin" / "systemctl"
+    env = {"XDG_RUNTIME_DIR": str(runtime_dir), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for text in ("#!/bin/sh\nexit 5\n", "#!/bin/sh\nexec sleep 60\n", "not a program"):
+        systemctl.write_text(text)
+        systemctl.chmod(0o755)
+        done = subprocess.run([quick, "-h"], check=False, env=env, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no daemon at" in done.stderr
+
+
+def test_runs_on_the_python_it_names() -> None:
+    """Not only on the one that runs these tests."""
+    check = f"compile(open({str(SHIM)!r}).read(), 'netd-shim', 'exec')"
+    subprocess.run(["/usr/bin/python3", "-IS", "-W", "error", "-c", check], check=True)
