@@ -1,0 +1,240 @@
+"""A stage for one interface: a clock that jumps, a wire that checks every frame, a host and a guest.
+
+``World.check`` holds what must be true after every event; ``World.ends`` what must be true when all is over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from netd.stack.addressing import Addressing
+from netd.stack.interface import Interface
+from netd.stack.limits import Limits
+from netd.stack.tcp.connection import Connection
+from netd.stack.tcp.sender import CHUNK_COST, DEFERRED, DUE
+from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, SYN_SENT, TIME_WAIT
+from netd.stack.timers import NEVER, Timed
+from wire import oracle
+
+from .host import FakeHost
+
+
+def ip(text: str) -> bytes:
+    return bytes(int(part) for part in text.split("."))
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+GUEST = ip("10.0.2.100")
+GATEWAY = ip("10.0.2.2")
+DNS = ip("10.0.2.3")
+WEB = ip("93.184.216.34")
+GUEST_MAC = mac("02:00:00:00:00:64")
+GATEWAY_MAC = mac("52:55:0a:00:02:02")
+DNS_MAC = mac("52:55:0a:00:02:03")
+
+ADDRESSING = Addressing(
+    guest=GUEST,
+    gateway=GATEWAY,
+    dns=DNS,
+    network=int.from_bytes(ip("10.0.2.0"), "big"),
+    mask=0xFFFFFF00,
+    gateway_mac=GATEWAY_MAC,
+    dns_mac=DNS_MAC,
+    guest_mac=GUEST_MAC,
+)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A frame the stack put on the wire: completed as the device would, read by the oracle."""
+
+    frame: bytes
+    packet: oracle.Packet | None  # None: ARP
+    data: bytes  # layer 4, checksum finished
+    gso_size: int
+
+
+class World:
+    """One network without sockets or devices."""
+
+    def __init__(
+        self,
+        *,
+        offload: bool = True,
+        mtu: int = 1500,
+        loopback: bool = False,
+        limits: Limits | None = None,
+        start: float = 1000.0,
+        addressing: Addressing = ADDRESSING,
+        secret: bytes = b"0123456789abcdef",
+    ) -> None:
+        self.now = start
+        self.offload = offload
+        self.mtu = mtu
+        self.limits = limits or Limits()
+        self.host = FakeHost(self)
+        self.sent: deque[Sent] = deque()
+        self.deaf = False  # the device takes nothing
+        self.batching = False
+        self.interface = Interface(
+            addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret
+        )
+        self.counters = self.interface.counters
+        self.frames_in = 0
+
+    # -- the wire ------------------------------------------------------------------------------------------------
+
+    def transmit(
+        self,
+        header: bytes | bytearray | memoryview,
+        payload: bytes | bytearray | memoryview,
+        checksum_at: int,
+        checksum_offset: int,
+        gso_size: int,
+    ) -> bool:
+        """Every frame must be one that a device and a kernel take."""
+        frame = bytes(header) + bytes(payload)
+        assert self.offload or not (checksum_at or gso_size), "no offload on this link"
+        if frame[12:14] == b"\x08\x06":
+            oracle.read_arp(frame)
+            sent = Sent(frame, None, b"", 0)
+        else:
+            packet = oracle.read_ip4(frame)
+            data = packet.payload
+            if checksum_at:
+                assert checksum_at == 34, "layer 4 begins behind the IPv4 header"
+                assert checksum_offset == {6: 16, 17: 6}[packet.protocol]
+                data = oracle.complete(packet, checksum_offset)
+            if gso_size:
+                assert packet.protocol == 6 and checksum_at
+                assert len(header) == 54 and len(payload) > gso_size, "a super-frame is more than one segment"
+                assert 40 + gso_size <= self.mtu and len(packet.payload) + 20 <= 65535
+            else:
+                assert len(packet.payload) + 20 <= self.mtu, "larger than the link's MTU"
+            sent = Sent(frame, packet, data, gso_size)
+        if self.deaf:
+            return False
+        self.sent.append(sent)
+        return True
+
+    def receive(self, frame: bytes, vouched: bool | None = None) -> None:
+        """One frame from the guest; its buffer is overwritten afterwards, as the device's next read would."""
+        buffer = bytearray(frame)
+        view = memoryview(buffer)
+        self.frames_in += 1
+        self.interface.from_guest(view, self.offload if vouched is None else vouched, self.now)
+        view.release()
+        buffer[:] = b"\xaa" * len(buffer)
+        buffer += b"\xaa"  # BufferError: a view of the frame was kept
+        if not self.batching:
+            self.flush()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Frames of one read of the device: the end of the batch comes once."""
+        self.batching = True
+        yield
+        self.batching = False
+        self.flush()
+
+    def flush(self) -> None:
+        """The end of an event."""
+        if not self.batching:
+            self.interface.flush()
+            self.check()
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def jump(self) -> float:
+        """To the next deadline, waking the stack whenever it asks to be; how long that was."""
+        before = self.now
+        deadline = min((owner.deadline for owner in self.owners()), default=NEVER)
+        assert deadline != NEVER, "nothing is waited for"
+        while self.interface.poll_at() <= deadline:
+            self.wake()
+        assert self.now >= deadline
+        return self.now - before
+
+    def wake(self) -> None:
+        """To when the stack wants to be woken next, which may be early."""
+        self.now = max(self.now, self.interface.poll_at())
+        self.interface.poll(self.now)
+        self.flush()
+
+    def owners(self) -> Iterator[Timed]:
+        """Who may wait for something."""
+        yield from self.interface.tcp.connections.values()
+        yield self.interface.tcp  # deferred ACKs
+        yield from self.interface.udp.flows.values()
+        yield from self.interface.icmp.flows.values()
+
+    def passes(self, seconds: float) -> None:
+        """Time passes; every timer fires when it is due."""
+        end = self.now + seconds
+        while self.interface.poll_at() <= end:
+            self.wake()
+        self.now = end
+
+    @staticmethod
+    def held_by(connection: Connection) -> int:
+        """What a connection is to account for: both queues, and what each chunk costs besides its bytes."""
+        return connection.buffered + CHUNK_COST * len(connection.chunks) + len(connection.overflow or b"")
+
+    # -- truths --------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """After every event."""
+        interface, limits = self.interface, self.limits
+        tcp, udp, icmp = interface.tcp, interface.udp, interface.icmp
+        assert not self.host.faults, self.host.faults
+        assert self.counters.rx_frames == self.frames_in
+        assert all(value >= 0 for value in self.counters.as_dict().values())
+        assert len(tcp.connections) <= limits.tcp_flows
+        assert len(tcp.half_open) <= limits.tcp_half_open
+        assert len(udp.flows) <= limits.udp_flows
+        assert len(icmp.flows) <= limits.echo_flows
+        assert len(interface.neighbors) <= limits.neighbors
+        assert not tcp.touched
+        held = 0
+        for key, connection in tcp.connections.items():
+            assert connection.key == key and connection.state != CLOSED
+            opening = connection.state in (CONNECTING, SYN_SENT, SYN_RECEIVED)
+            assert opening == (tcp.half_open.get(key) is connection)
+            assert (connection.state in (FIN_WAIT_2, TIME_WAIT)) == (tcp.ending.get(key) is connection)
+            assert connection.ack_pending != DUE
+            assert connection.ack_pending != DEFERRED or tcp.deadline <= self.now + limits.ack_delay
+            assert connection.buffered == sum(map(len, connection.chunks)) - connection._head
+            assert len(connection.overflow or b"") <= tcp.receive_window
+            assert not connection.host.closed or connection.state == TIME_WAIT
+            waits = connection.state != CONNECTING and connection.snd_una != connection.snd_nxt
+            assert not waits or connection.deadline != NEVER, "in flight, and no timer"
+            assert not connection.host_waiting or waits or connection.deadline != NEVER, "paused for ever"
+            held += self.held_by(connection)
+        assert tcp.half_open.keys() <= tcp.connections.keys()
+        assert tcp.ending.keys() <= tcp.connections.keys()
+        for connection in tcp.draining:
+            assert connection.overflow and not connection.host.closed
+            held += self.held_by(connection)
+        assert tcp.memory.used == held
+        assert interface.poll_at() <= min((owner.deadline for owner in self.owners()), default=NEVER)
+
+    def ends(self) -> None:
+        """The network is detached: nothing may be left."""
+        self.interface.close()
+        tcp = self.interface.tcp
+        self.check()
+        assert self.interface.flow_counts() == {"tcp": 0, "udp": 0, "icmp": 0}
+        assert not tcp.half_open and not tcp.ending and not tcp.draining
+        assert tcp.memory.used == 0
+        assert all(stream.closed for stream in self.host.streams)
+        assert all(socket.closed for socket in self.host.sockets)
+        assert all(echo.closed for echo in self.host.echoes)
+        self.sent.clear()
+        self.interface.flush()
+        assert not self.sent, "a word after the end"
