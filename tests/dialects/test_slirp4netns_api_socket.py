@@ -351,7 +351,7 @@ async def test_a_thousand_forwards_leave_nothing_behind(api: Api) -> None:
 
 async def test_netcat(api: Api) -> None:
     nc = shutil.which("nc")
-    if nc is None or "-U" not in subprocess.run([nc, "-h"], check=False, capture_output=True, text=True).stderr:  # noqa: ASYNC221
+    if nc is None or "-U" not in subprocess.run([nc, "-h"], check=False, capture_output=True, text=True).stderr:
         pytest.skip("no nc with -U")
     port = free_port()
     for said, reply in ((add(port), OK), (LIST, None), (remove(1), b'{"return":{}}')):

@@ -26,7 +26,6 @@ from tests.lab import (
 
 from .conftest import Attach, Guest
 
-
 IP_RECVERR = 11
 
 
@@ -56,7 +55,9 @@ def error_of(sock: socket.socket, address: tuple[str, int]) -> int:
 
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "plain"])
 @pytest.mark.parametrize("mtu", [65520, 1500, 68])
-async def test_there_and_back_at_every_size(world: World, attach: Attach, settings: Settings, mtu: int, offload: bool) -> None:
+async def test_there_and_back_at_every_size(
+    world: World, attach: Attach, settings: Settings, mtu: int, offload: bool
+) -> None:
     guest = await attach(mtu=mtu)
     with guest.datagrams() as client, world.outside.datagrams(OUTSIDE) as server:
         for size in (1, 0, 2, 39, mtu - 28):

@@ -124,7 +124,9 @@ class Machine:
     ) -> Program:
         """Starts a command as the machine's user, its root, or root of the world ("user", "root", "world")."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        program = Program(self._enter(command, who, env or {}), **{"text": True, "errors": "replace", **options, **popen})
+        program = Program(
+            self._enter(command, who, env or {}), **{"text": True, "errors": "replace", **options, **popen}
+        )
         program.inner = program.pid
         if self.pid:  # nsenter forks: a process cannot enter a PID namespace itself
             children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
@@ -150,7 +152,9 @@ class Machine:
         """
         feed = isinstance(stdin, str | bytes)
         source = subprocess.PIPE if feed else (subprocess.DEVNULL if stdin is None else stdin)
-        with self.start(command, who, env, stdin=source, **({"text": None, "errors": None} if isinstance(stdin, bytes) else {})) as program:
+        with self.start(
+            command, who, env, stdin=source, **({"text": None, "errors": None} if isinstance(stdin, bytes) else {})
+        ) as program:
             try:
                 out, _ = program.communicate(stdin if feed else None, timeout)  # type: ignore[arg-type]
             except subprocess.TimeoutExpired as e:

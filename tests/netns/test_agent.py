@@ -33,7 +33,7 @@ def children_of(pid: int) -> list[int]:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (nothing tells of another process's state but a look)
+        while not condition():
             await asyncio.sleep(0.005)
 
 

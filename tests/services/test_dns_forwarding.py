@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire.prop import quick
 
 from netd.services import dns
-from wire.prop import quick
 
 QR, RD, RA = 0x8000, 0x0100, 0x0080
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
@@ -26,7 +26,9 @@ def query(host: str = "www.example.org", ident: int = 0x1234, qtype: int = 1, fl
 def reply(to: bytes, rcode: int = NOERROR, *, ident: int | None = None, host: bytes | None = None) -> bytes:
     found, _, _, _, _, _ = struct.unpack_from("!6H", to)
     head = struct.pack("!6H", found if ident is None else ident, QR | RD | RA | rcode, 1, 1, 0, 0)
-    return head + (to[12:] if host is None else host) + b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\x01\x02\x03\x04"
+    return (
+        head + (to[12:] if host is None else host) + b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\x01\x02\x03\x04"
+    )
 
 
 def transaction(message: bytes, servers: int = 3, ident: int = 0xBEEF) -> dns.Transaction:

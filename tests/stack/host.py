@@ -165,9 +165,7 @@ class FakeDatagrams:
     def gets(self, ip: bytes, port: int, payload: bytes) -> None:
         """A datagram from ``ip``:``port`` arrives on the socket."""
         buffer = bytearray(payload)
-        self.world.interface.udp.from_host(
-            self.guest, self.port, ip, port, self, memoryview(buffer), self.world.now
-        )
+        self.world.interface.udp.from_host(self.guest, self.port, ip, port, self, memoryview(buffer), self.world.now)
         buffer[:] = b"\xaa" * len(buffer)
         self.world.flush()
 

@@ -23,7 +23,16 @@ class Kernel:
     """One connection. ``out`` collects (seq, ack, flags, wnd, payload, options) to be put on the wire."""
 
     def __init__(
-        self, random: Random, iss: int, data: bytes, *, mss: int, wscale: int, buffer: int, burst: int, waits_for_fin: bool
+        self,
+        random: Random,
+        iss: int,
+        data: bytes,
+        *,
+        mss: int,
+        wscale: int,
+        buffer: int,
+        burst: int,
+        waits_for_fin: bool,
     ) -> None:
         self.random = random
         self.iss = iss

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from wire import oracle
 
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
-from wire import oracle
 
 from .guest import Guest
 from .world import ADDRESSING, DNS, DNS_MAC, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip, mac

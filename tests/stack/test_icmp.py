@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from wire import oracle
 
 from netd.stack.limits import Limits
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE
-from wire import oracle
 
 from .guest import Guest
 from .world import DNS, GATEWAY, WEB, World, ip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
 from wire import oracle
 from wire.oracle import SYN
 

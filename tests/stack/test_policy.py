@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire.prop import quick
 
 from netd.stack import policy
 
-from wire.prop import quick
 from .world import ADDRESSING, ip
 
 octets = st.binary(min_size=4, max_size=4)

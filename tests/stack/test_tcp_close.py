@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from netd.stack.limits import Limits
 from netd.stack.tcp.states import STATES
-from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from .guest import Conversation, Guest
 from .world import World

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from netd.stack.limits import Limits
-from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from .guest import Guest
 from .world import WEB, World, ip

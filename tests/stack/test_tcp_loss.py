@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from wire.oracle import ACK, FIN, PSH, RST
 
 from netd.stack.limits import Limits
-from wire.oracle import ACK, FIN, PSH, RST
 
 from .guest import Conversation, Guest
 from .world import World

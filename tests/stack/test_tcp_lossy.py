@@ -11,9 +11,9 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire.prop import slow
 
 from netd.stack.limits import Limits
-from wire.prop import slow
 
 from .kernel import Kernel
 from .stage import Faults, Stage, play

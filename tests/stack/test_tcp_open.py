@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from netd.stack import ports
-from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from .guest import Guest
 from .world import DNS, GATEWAY, WEB, World, ip

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from netd.stack.limits import Limits
 from netd.stack.tcp.states import STATES
-from wire.oracle import ACK, FIN, PSH, RST, SYN
 
 from .guest import Conversation, Guest
 from .host import FakeStream

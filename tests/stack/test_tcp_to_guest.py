@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from wire.oracle import ACK, FIN, PSH
 
 from netd.stack.limits import Limits
 from netd.stack.tcp.sender import CHUNK_COST
-from wire.oracle import ACK, FIN, PSH
 
 from .guest import Guest
 from .world import World

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from wire.oracle import ACK, FIN, PSH
 
 from netd.stack.limits import Limits
-from wire.oracle import ACK, FIN, PSH
 
 from .guest import Guest
 from .world import World

@@ -7,10 +7,9 @@ import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
+from wire.prop import quick
 
 from netd.stack.timers import NEVER, Timers
-
-from wire.prop import quick
 
 
 class Owner:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from wire import oracle
 
 from netd.stack.limits import Limits
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, PORT_UNREACHABLE
-from wire import oracle
 
 from .guest import Guest
 from .host import FakeListener
@@ -107,9 +107,7 @@ def test_a_peer_with_an_address_of_the_guests_link_is_the_gateway(world: World, 
 @pytest.mark.parametrize(
     ("dst", "port", "code"), [(GATEWAY, 53, 0), (DNS, 54, 0), (ip("10.0.2.9"), 9, 1)], ids=["gateway", "dns", "link"]
 )
-def test_where_policy_refuses_the_guest_is_told(
-    world: World, guest: Guest, dst: bytes, port: int, code: int
-) -> None:
+def test_where_policy_refuses_the_guest_is_told(world: World, guest: Guest, dst: bytes, port: int, code: int) -> None:
     guest.sends_udp(dst, port, b"hello", sport=4000)
     quoted = guest.sees_unreachable(code, GATEWAY, 17, dst)
     assert quoted[:4] == (4000).to_bytes(2, "big") + port.to_bytes(2, "big")
@@ -330,9 +328,7 @@ def test_a_client_of_a_published_port(world: World, guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("client", [LOOPBACK, ip("10.0.2.99")])
-def test_a_client_that_could_not_be_answered_appears_as_the_gateway(
-    world: World, guest: Guest, client: bytes
-) -> None:
+def test_a_client_that_could_not_be_answered_appears_as_the_gateway(world: World, guest: Guest, client: bytes) -> None:
     """Publishing is the owner's word: it does not need host loopback to be allowed."""
     listener = FakeListener(world, GUEST, 5000)
     listener.gets(client, 999, b"hello")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from wire import oracle
+
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
@@ -17,7 +19,6 @@ from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.sender import CHUNK_COST, DEFERRED, DUE
 from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER, Timed
-from wire import oracle
 
 from .host import FakeHost
 
@@ -82,9 +83,7 @@ class World:
         self.sent: deque[Sent] = deque()
         self.deaf = False  # the device takes nothing
         self.batching = False
-        self.interface = Interface(
-            addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret
-        )
+        self.interface = Interface(addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret)
         self.counters = self.interface.counters
         self.frames_in = 0
 
