@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from tests.machine.machine import HOST, IMAGE, WORLD, Machine, Unavailable, until
 from tests.podman.podman import GENUINE, Daemon, Podman
+from tests.podman.test_podman_ports import ask, serve
 
 pytestmark = pytest.mark.skipif(GENUINE, reason="these are tests of netd's shim")
 
@@ -207,10 +209,10 @@ def test_a_second_one_for_the_same_interface(machine: Machine) -> None:
     assert "ioctl(TUNSETIFF): Device or resource busy\nchild failed(1)\nstatus 1" in said and "1 received" in said
 
 
-@pytest.mark.parametrize("signal", ["KILL", "TERM", "HUP"])  # a shell's background job ignores INT
-def test_any_signal_takes_the_device_away_at_once(machine: Machine, signal: str) -> None:
+@pytest.mark.parametrize("name", ["KILL", "TERM", "HUP"])  # a shell's background job ignores INT
+def test_any_signal_takes_the_device_away_at_once(machine: Machine, name: str) -> None:
     said = shell(machine, f"""
-        start -c $N tap0; kill -{signal} $S; wait $S
+        start -c $N tap0; kill -{name} $S; wait $S
         for i in $(seq 200); do in_n ip link show dev tap0 >/dev/null 2>&1 || break; sleep .01; done
         in_n ip -br link""")  # fmt: skip
     assert "tap0" not in said and "lo" in said
@@ -247,8 +249,7 @@ def test_rootlesskit(machine: Machine, daemon: Daemon, options: str) -> None:
         ports = daemon.networks()[0]["ports"]
         assert [p["host_port"] for p in ports] == ([8060] if "slirp4netns --" in options else [])
     finally:
-        for pid, _ in machine.processes("busybox", "kit"):
-            machine.run(["sh", "-c", f"kill {inner(pid)}"], status=None)
+        kit.send_signal(signal.SIGTERM)
         said = kit.communicate(timeout=20)[0]
     assert "1 received" in said and f"you are {HOST} " in said
 
@@ -295,19 +296,17 @@ def test_hosts_resolv_conf_and_address_follow_the_cidr(podman: Podman, more: lis
         "sh", "-c", "cat /etc/hosts; grep nameserver /etc/resolv.conf; ip -4 -o addr show tap0",
     )  # fmt: skip
     assert "172.31.7.100\tme" in said.replace(" ", "\t") and "inet 172.31.7.100/24" in said
-    assert said.split("nameserver ")[1].startswith("172.31.7.3")
+    if not more:  # with a user namespace of its own, Podman 4.3 writes 10.0.2.3 whatever the network
+        assert said.split("nameserver ")[1].startswith("172.31.7.3")
 
 
 @pytest.mark.parametrize("handler", ["rootlesskit", "slirp4netns"])
 def test_the_source_of_a_published_port_is_never_loopback(podman: Podman, machine: Machine, handler: str) -> None:
     """500-networking.bats: with keep-id the server must see cidr+100 or a 10.x address."""
     network = f"--network=slirp4netns:port_handler={handler}"
-    podman.up("web", "--userns=keep-id", network, "-p", "8061:8080", "--", "nc", "-lk", "-p", "8080", "-e", "/bin/sh",
-              "-c", "netstat -tn | grep :8080.*EST")  # fmt: skip
-    seen = until(
-        lambda: machine.run(["curl", "-s", "--http0.9", "-m", "3", "http://127.0.0.1:8061/"], status=None), "peer"
-    )
-    assert " 10.0.2." in seen.split(":8080", 1)[1] and "127." not in seen
+    serve(podman, "who", ["--userns=keep-id", network, "-p", "8061:8080"], [8080])
+    peer = {"rootlesskit": "10.0.2.100", "slirp4netns": "10.0.2.2"}[handler]
+    assert ask(machine, "user", "tcp", "127.0.0.1", 8061) == f"{peer} 8080 hello"
 
 
 @pytest.mark.parametrize("ipv6", ["true", "false"])
@@ -337,7 +336,7 @@ kind: Pod
 metadata: {{name: kube}}
 spec:
   containers:
-  - {{name: web, image: {IMAGE}, command: [httpd, -f, -h, /etc], ports: [{{containerPort: 80, hostPort: 8062}}]}}
+  - {{name: web, image: {IMAGE}, command: [/bin/httpd, -f, -h, /etc], ports: [{{containerPort: 80, hostPort: 8062}}]}}
 """
     machine.run(["sh", "-c", "cat >kube.yaml"], stdin=kube)
     podman("play", "kube", "--network=slirp4netns:port_handler=slirp4netns", "kube.yaml")
