@@ -37,6 +37,7 @@ from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec
+from netd.wakeful import Wakeful
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ StoredFds = dict[str, list[int]]
 
 class Daemon:
     """All networks of one owner."""
+
+    _wakeful: Wakeful
 
     def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
         self.settings = settings
@@ -145,6 +148,7 @@ class Daemon:
                 self._name_servers,
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
+                wakeful=self._wakeful,
                 created=created,
             )
         except BaseException:
@@ -322,6 +326,7 @@ class Daemon:
 
     async def start(self, stored: Iterable[tuple[str, int]] = ()) -> None:
         """Start the agent and restore what the service manager kept. Observers are told by ``announce``."""
+        self._wakeful = Wakeful(asyncio.get_running_loop(), clock)
         await self._agent.start()
         self._restore(stored)
 

@@ -26,6 +26,7 @@ from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, Networ
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
+from netd.wakeful import Wakeful
 
 clock = time.monotonic
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
@@ -77,6 +78,7 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
+        wakeful: Wakeful,
         limits: Limits | None = None,
         created: float = 0.0,
     ) -> None:
@@ -91,6 +93,7 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
+        self._wakeful = wakeful
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -129,6 +132,7 @@ class Network:
         """After every event: pending ACKs out, the one timer where it must be."""
         interface = self._interface
         interface.flush()
+        self._wakeful.event()
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
             if self._timer is not None:

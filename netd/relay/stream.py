@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 PULL_BYTES = 384 << 10  # read from one socket per wake-up, so that no flow starves another
 KEEPALIVE_SECONDS = 7200
+TRY_SECONDS = 2.0  # for one address to connect, where there is another one to try
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
@@ -52,7 +53,18 @@ def open_stream_socket(address: Address, source: str) -> socket.socket:
 class Stream:
     """A host socket and its connection (``stack.ports.HostStream``)."""
 
-    __slots__ = ("_clock", "_closed", "_flush", "_loop", "_reading", "_writing", "connection", "on_close", "sock")
+    __slots__ = (
+        "_clock",
+        "_closed",
+        "_flush",
+        "_loop",
+        "_reading",
+        "_trying",
+        "_writing",
+        "connection",
+        "on_close",
+        "sock",
+    )
 
     connection: GuestStream
 
@@ -64,6 +76,7 @@ class Stream:
         self._flush = flush  # after every event: timers, pending ACKs
         self.sock = sock
         self._reading = self._writing = self._closed = False
+        self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
         if sock is not None:
             self._prepare(sock)
@@ -102,6 +115,8 @@ class Stream:
                 self.sock = sock
                 self._writing = True
                 self._loop.add_writer(sock.fileno(), self._on_connect, addresses, source)
+                if addresses:
+                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, source)
                 return
             sock.close()
         self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
@@ -111,6 +126,7 @@ class Stream:
         sock = self.sock
         if sock is None:
             return
+        self._stop_trying()
         self._stop_writing(sock)
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
@@ -119,6 +135,20 @@ class Stream:
             self._next_address(addresses, source, error)
         else:
             self._connected()
+
+    def _give_up(self, addresses: list[Address], source: str) -> None:
+        """Silence: on to the next address."""
+        self._trying = None
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            self._stop_writing(sock)
+            sock.close()
+            self._next_address(addresses, source, errno.ETIMEDOUT)
+
+    def _stop_trying(self) -> None:
+        if self._trying is not None:
+            self._trying.cancel()
+            self._trying = None
 
     def _connected(self) -> None:
         self.connection.host_connected(self._clock())
@@ -230,6 +260,7 @@ class Stream:
     def close(self) -> None:
         """Close the socket; what the kernel still holds is delivered."""
         self._closed = True
+        self._stop_trying()
         sock, self.sock = self.sock, None
         if sock is None:
             return

@@ -340,6 +340,7 @@ class Connection(Sender):
                 if self.fin_received:
                     self.host.finish()
                 if self._draining:
+                    self._draining = False
                     self.table.draining.pop(self, None)
                     self.host.close()
                     return
