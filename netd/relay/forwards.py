@@ -161,9 +161,8 @@ class Forwards:
                 self._loop.remove_reader(sock.fileno())
                 sock.close()
         if close_connections:
-            now = self._clock()
             for stream in list(forward.streams):
-                stream.connection.host_reset(now)
+                stream.cut()
             self._flush()
 
     def get(self, id_: int) -> ForwardStatus:

@@ -250,12 +250,20 @@ class Stream:
 
     def abort(self) -> None:
         """RST to the host's peer."""
+        self._reset_on_close()
+        self.close()
+
+    def cut(self) -> None:
+        """RST to both sides: the owner wants the connection gone, and neither may take that for the stream's end."""
+        self._reset_on_close()
+        self.connection.host_reset(self._clock())
+
+    def _reset_on_close(self) -> None:
         if self.sock is not None:
             try:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             except OSError:
                 pass  # the kernel has reset it already
-        self.close()
 
     def close(self) -> None:
         """Close the socket; what the kernel still holds is delivered."""

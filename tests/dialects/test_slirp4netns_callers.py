@@ -344,16 +344,12 @@ spec:
     podman("play", "kube", "--down", "kube.yaml")
 
 
-def test_short_lives_in_an_own_user_namespace(podman: Podman) -> None:
-    """Network cleanup with --userns and --restart: each life has a new namespace, named by pid."""
-    podman.up(
-        "short", "--userns=keep-id", "--restart=on-failure:4", "--", "sh", "-c", "ip -4 -o addr show tap0; exit 1"
-    )
-    until(
-        lambda: podman("inspect", "short", "--format", "{{.RestartCount}} {{.State.Status}}") == "4 exited",
-        "four restarts",
-    )
-    assert podman("logs", "short").count("inet 10.0.2.100/24") == 5
+def test_restarts_in_an_own_user_namespace(podman: Podman) -> None:
+    """Each life has a new namespace, named by pid. (Podman 4.3's restart *policy* deadlocks here, with any command.)"""
+    podman.up("short", "--userns=keep-id", "-p", "8065:8080", "--", "sleep", "60")
+    for _ in range(5):
+        podman("restart", "-t0", "short")
+        assert "inet 10.0.2.100/24" in podman("exec", "short", "ip", "-4", "-o", "addr", "show", "tap0")
 
 
 def test_a_resident_shim_is_in_podmans_own_mount_namespace(podman: Podman, machine: Machine) -> None:

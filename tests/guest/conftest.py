@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -69,10 +70,13 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest_asyncio.fixture
 async def daemon(world: World, settings: Settings) -> AsyncIterator[Daemon]:
+    failed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
     daemon = Daemon(settings)
     await daemon.start()
     yield daemon
     await daemon.stop()
+    assert not failed  # an exception in a callback of the loop
 
 
 @pytest.fixture

@@ -156,7 +156,9 @@ class Kernel:
 
     def hears(self, segment: Segment, now: float) -> None:
         flags = segment.flags
-        assert not flags & RST, "reset"
+        if flags & RST:
+            assert self.done, "reset"  # else: an old duplicate of ours met nobody
+            return
         if flags & SYN:
             self.hears_syn(segment, now)
             return
@@ -166,6 +168,8 @@ class Kernel:
             self.hears_ack(segment, now)
         if segment.length:
             self.hears_data(segment, now)
+        elif unwrap(segment.seq, self.rcv) < self.rcv:
+            self.put(self.nxt, ACK)  # unacceptable: a keep-alive, a zero-window probe
         self.pump(now)
 
     def hears_syn(self, segment: Segment, now: float) -> None:

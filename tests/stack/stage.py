@@ -24,7 +24,8 @@ class Faults:
 
     loss: float = 0.0
     repeat: float = 0.0
-    jitter: float = 0.0
+    late: float = 0.0  # overtaken by others
+    jitter: float = 0.02
     delay: float = 0.0005
 
 
@@ -49,7 +50,8 @@ class Stage:
             self.lost += 1
             return
         for _ in range(1 + (random.random() < faults.repeat)):
-            self.after(faults.delay + random.random() * faults.jitter, deliver)
+            late = random.random() * faults.jitter if random.random() < faults.late else 0.0
+            self.after(faults.delay + late, deliver)
 
     def next_at(self) -> float:
         return self._events[0][0] if self._events else NEVER

@@ -294,6 +294,19 @@ def test_it_is_delivered_through_time_wait_and_beyond(world: World, guest: Guest
     assert stream.taken == b"d" * 1000 and stream.closed and not stream.aborted
 
 
+def test_it_is_delivered_within_time_wait(world: World, guest: Guest) -> None:
+    tcp, stream = guest.connects()
+    stream.capacity = 0
+    stream.ends()
+    tcp.sees(FIN | ACK)
+    tcp.sends(ACK | PSH | FIN, b"d" * 10)
+    tcp.sees(ACK)
+    stream.takes(None)
+    assert stream.closed and state(world) == "time_wait"
+    world.jump()
+    assert not world.interface.tcp.draining
+
+
 @pytest.mark.parametrize("where", ["last_ack", "closing", "time_wait"])
 def test_a_reset_after_the_guests_fin_does_not_cut_its_stream(world: World, guest: Guest, where: str) -> None:
     """A guest whose process is gone answers our FIN with RST. All it sent was acknowledged: the host must get it all,

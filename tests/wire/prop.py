@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 LONG = float(os.environ.get("FUZZ_SECONDS", "0"))
 
@@ -15,4 +15,4 @@ _COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 quick = settings(_COMMON, max_examples=200)
-slow = settings(_COMMON, max_examples=40)
+slow = settings(_COMMON, max_examples=40, phases=(Phase.explicit, Phase.generate))  # a seed does not shrink
