@@ -343,7 +343,7 @@ class Daemon:
             watch.close()
         self._watches.clear()
         for network in list(self.networks.values()):
-            network.close()
+            network.close(kept=self._notifier.present)
             network.release()
         self.networks.clear()
         await self._agent.stop()

@@ -13,6 +13,7 @@ from netd.errors import NamespaceUnavailable
 from netd.specs import Lifeline
 
 _IN_MOVED_FROM, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800  # sys/inotify.h
+_IN_UNMOUNT, _IN_Q_OVERFLOW = 0x2000, 0x4000
 _EVENT = struct.Struct("=iIII")  # struct inotify_event: wd mask cookie len, then the name
 
 
@@ -37,7 +38,10 @@ class Watch:
     def _add_fd(self, fd: int, callback: Callable[[int], None]) -> None:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return  # a regular file never hangs up
-        self._loop.add_reader(fd, callback, fd)
+        try:
+            self._loop.add_reader(fd, callback, fd)
+        except PermissionError:
+            return  # nor does anything else that cannot be polled: /dev/null, a directory (epoll_ctl(2), EPERM)
         self._fds.append(fd)
 
     def _on_stream(self, fd: int) -> None:
@@ -66,10 +70,10 @@ class Watch:
         self._own.append(fd)
         if not os.path.lexists(path):
             raise NamespaceUnavailable(f"{path} is gone")
-        self._loop.add_reader(fd, self._on_inotify, fd, os.fsencode(name))
+        self._loop.add_reader(fd, self._on_inotify, fd, path, os.fsencode(name))
         self._fds.append(fd)
 
-    def _on_inotify(self, fd: int, name: bytes) -> None:
+    def _on_inotify(self, fd: int, path: str, name: bytes) -> None:
         try:
             data = os.read(fd, 4096)
         except OSError:
@@ -79,7 +83,8 @@ class Watch:
             _, mask, _, length = _EVENT.unpack_from(data, at)
             entry = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
             at += _EVENT.size + length
-            if mask & (_IN_DELETE_SELF | _IN_MOVE_SELF) or entry == name:
+            gone = mask & (_IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT) or entry == name
+            if gone or (mask & _IN_Q_OVERFLOW and not os.path.lexists(path)):  # events were lost, perhaps ours
                 self._fire()
                 return
 

@@ -225,15 +225,18 @@ class Network:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """End the traffic; the TAP vanishes at once. The lifeline and held descriptors stay until ``release``."""
+    def close(self, kept: bool = False) -> None:
+        """End the traffic; the TAP vanishes at once. The lifeline and held descriptors stay until ``release``.
+
+        ``kept``: the network lives on in the service manager's store, only this process ends.
+        """
         if self._closed:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
             self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
         self._closed = True
-        self._forwards.close()
+        self._forwards.close(kept)
         self._interface.close()
         self._host.close()
         if self._timer is not None:

@@ -5,6 +5,7 @@ Two slots, written in turn, each with a sequence number and a CRC: a writer kill
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -25,8 +26,10 @@ class Record:
         self._sequence = 0
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replace the content."""
+        """Replace the content. OSError; EFBIG where it would not fit, the last one stays then."""
         body = json.dumps({"format": FORMAT, **content}, separators=(",", ":")).encode()
+        if _HEADER.size + len(body) > _SLOT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         self._sequence += 1
         at = (self._sequence & 1) * _SLOT
         os.pwrite(self.fd, body, at + _HEADER.size)
@@ -36,18 +39,18 @@ class Record:
         """The newest whole content; None if there is none, or if it is of a format that is not ours."""
         best: dict[str, Any] | None = None
         for slot in (0, 1):
-            header = os.pread(self.fd, _HEADER.size, slot * _SLOT)
-            if len(header) < _HEADER.size:
-                continue
-            magic, sequence, length, crc = _HEADER.unpack(header)
-            if magic != _MAGIC or length > _SLOT or sequence <= self._sequence:
-                continue
-            body = os.pread(self.fd, length, slot * _SLOT + _HEADER.size)
-            if zlib.crc32(body) != crc:
-                continue
             try:
+                header = os.pread(self.fd, _HEADER.size, slot * _SLOT)
+                if len(header) < _HEADER.size:
+                    continue
+                magic, sequence, length, crc = _HEADER.unpack(header)
+                if magic != _MAGIC or length > _SLOT or sequence <= self._sequence:
+                    continue
+                body = os.pread(self.fd, length, slot * _SLOT + _HEADER.size)
+                if zlib.crc32(body) != crc:
+                    continue
                 content = json.loads(body)
-            except ValueError:
+            except (OSError, ValueError, RecursionError):
                 continue
             if isinstance(content, dict):
                 best, self._sequence = content, sequence

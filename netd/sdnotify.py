@@ -5,8 +5,11 @@ FileDescriptorStoreMax= in systemd.service(5)). Without a service manager every 
 from __future__ import annotations
 
 import array
+import logging
 import os
 import socket
+
+logger = logging.getLogger(__name__)
 
 _SCM_MAX_FD = 253  # unix(7)
 _FIRST_FD = 3
@@ -33,8 +36,14 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         self._sock: socket.socket | None = None
         if address:
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            try:
+                sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            except OSError as e:  # a leftover of the environment must not keep us from serving
+                logger.warning("nobody listens at NOTIFY_SOCKET %s: %s", address, e)
+                sock.close()
+            else:
+                self._sock = sock
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         own = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_seconds = int(microseconds) / 1e6 if microseconds.isdigit() and own else 0.0

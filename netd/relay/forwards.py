@@ -149,8 +149,11 @@ class Forwards:
                 forward.udp.append(UdpListener(self._loop, self._clock, self._udp, sock, guest, port))
         return forward.status()
 
-    def remove(self, id_: int, close_connections: bool) -> None:
-        """Unpublish; established connections live on unless asked otherwise. NoSuchPort."""
+    def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
+        """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
+
+        ``kept``: only this process lets go of the listeners, which live on in the service manager's store.
+        """
         forward = self._forwards.pop(id_, None)
         if forward is None:
             raise NoSuchPort(f"no port forward {id_}")
@@ -159,6 +162,9 @@ class Forwards:
         if forward.spec.protocol == "tcp":
             for sock in forward.sockets:
                 self._loop.remove_reader(sock.fileno())
+                if not kept:
+                    # Frees the port at once, also while the service manager still holds a duplicate.
+                    sock.shutdown(socket.SHUT_RDWR)
                 sock.close()
         if close_connections:
             for stream in list(forward.streams):
@@ -216,7 +222,7 @@ class Forwards:
 
         self._loop.call_later(0.1, again)
 
-    def close(self) -> None:
-        """The network ends."""
+    def close(self, kept: bool) -> None:
+        """The network ends, or (``kept``) only this process."""
         for id_ in list(self._forwards):
-            self.remove(id_, close_connections=False)
+            self.remove(id_, close_connections=False, kept=kept)

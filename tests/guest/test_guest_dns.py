@@ -17,8 +17,7 @@ import pytest
 from netd.settings import Settings
 from netd.wire import dns
 from tests.lab import OUTSIDE, OUTSIDE_TOO, SILENT, Netns, World, aside, until
-
-from .conftest import Attach, Guest
+from tests.stage import Attach, Guest
 
 DNS = ("10.0.2.3", 53)
 

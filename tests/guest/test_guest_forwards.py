@@ -15,8 +15,7 @@ import pytest
 from netd.errors import AddressUnavailable, InvalidSpec, LimitReached, NoSuchPort, PortInUse, PortPrivileged
 from netd.specs import ForwardSpec
 from tests.lab import HOST, HOST_TOO, OUTSIDE, World, aside, both_ways, connected, open_fds, receive_all, refusal, until
-
-from .conftest import Attach, Guest
+from tests.stage import Attach, Guest
 
 GATEWAY = "10.0.2.2"
 
@@ -220,7 +219,11 @@ async def test_a_busy_port_names_its_holder_when_it_is_ours(world: World, attach
     for guest, host_ip in ((two, HOST), (two, ""), (one, HOST)):
         with pytest.raises(PortInUse) as refused:
             publish(guest, host_port=port, host_ip=host_ip)
-        assert refused.value.holder == "one" and "one" in str(refused.value) and "Address already in use" in str(refused.value)
+        assert (
+            refused.value.holder == "one"
+            and "one" in str(refused.value)
+            and "Address already in use" in str(refused.value)
+        )
         assert refused.value.hint
     publish(two, "udp", host_port=port, host_ip=HOST)
     await one.daemon.detach(one.network)

@@ -7,8 +7,8 @@ import errno
 import pytest
 
 from tests.lab import HOST, World, aside, both_ways, connected, refusal
+from tests.stage import Attach
 
-from .conftest import Attach
 from .test_guest_udp import ask, error_of
 
 GATEWAY = "10.0.2.2"
@@ -51,8 +51,12 @@ async def test_not_by_other_names_of_the_loopback(world: World, attach: Attach) 
     """The guest may route 127.0.0.0/8 and 0.0.0.0/8 into its TAP; nobody takes it."""
     guest = await attach()
     guest.sysctl("conf/tap0/route_localnet", "1")
-    guest.run("sh", "-c", "ip route del table local 127.0.0.0/8 dev lo; ip route del table local 127.0.0.1 dev lo;"
-              "ip route add 127.0.0.0/8 via 10.0.2.2 dev tap0")
+    guest.run(
+        "sh",
+        "-c",
+        "ip route del table local 127.0.0.0/8 dev lo; ip route del table local 127.0.0.1 dev lo;"
+        "ip route add 127.0.0.0/8 via 10.0.2.2 dev tap0",
+    )
     with world.host.listener("127.0.0.1") as listener, guest.datagrams("10.0.2.100") as client:
         before = guest.counters()["drop_martian"]
         client.sendto(b"x", ("127.0.0.1", listener.getsockname()[1]))
@@ -67,7 +71,9 @@ async def test_not_by_other_names_of_the_loopback(world: World, attach: Attach) 
             listener.accept()
 
 
-async def test_a_host_that_talks_to_the_guests_port_from_its_loopback_is_not_heard(world: World, attach: Attach) -> None:
+async def test_a_host_that_talks_to_the_guests_port_from_its_loopback_is_not_heard(
+    world: World, attach: Attach
+) -> None:
     """The guest's UDP endpoint is a port of the host; its loopback may not speak through it unless allowed."""
     for allowed in (False, True):
         guest = await attach(allow_host_loopback=allowed)

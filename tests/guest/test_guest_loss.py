@@ -9,8 +9,7 @@ import pytest
 from netd.settings import Settings
 from netd.specs import ForwardSpec
 from tests.lab import HOST, OUTSIDE, World, both_ways, connected
-
-from .conftest import Attach
+from tests.stage import Attach
 
 
 @pytest.fixture(params=[True, False], ids=["offload", "plain"])

@@ -13,8 +13,7 @@ import pytest
 
 from netd.wire import checksum
 from tests.lab import HOST, OUTSIDE, PATH, UNREACHABLE, Netns, World, aside, until
-
-from .conftest import Attach, Guest
+from tests.stage import Attach, Guest
 
 ECHO_REPLY, UNREACHABLE_TYPE, ECHO_REQUEST = 0, 3, 8
 NET, HOST_CODE, PROHIBITED = 0, 1, 13

@@ -11,8 +11,7 @@ import pytest
 from netd.settings import Settings
 from netd.specs import ForwardSpec
 from tests.lab import HOST, OUTSIDE, World, aside, both_ways, connected, md5, receive_all, send_all
-
-from .conftest import Attach
+from tests.stage import Attach
 
 SIZE = 12 << 20
 

@@ -28,8 +28,7 @@ from tests.lab import (
     send_all,
     until,
 )
-
-from .conftest import Attach, Guest
+from tests.stage import Attach, Guest
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER
 

@@ -23,8 +23,7 @@ from tests.lab import (
     aside,
     until,
 )
-
-from .conftest import Attach, Guest
+from tests.stage import Attach, Guest
 
 IP_RECVERR = 11
 

@@ -175,7 +175,10 @@ class Kernel:
     def hears_syn(self, segment: Segment, now: float) -> None:
         if self.irs >= 0:
             assert segment.seq == self.irs % TWO32, "another SYN"
-            self.put(self.nxt if self.established else self.iss, ACK if self.established else SYN | ACK)
+            if self.established:
+                self.put(self.nxt, ACK)
+            else:
+                self.put(self.iss, SYN | ACK, options=self.options())
             return
         self.irs = segment.seq
         self.rcv = self.irs + 1

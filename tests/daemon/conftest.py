@@ -1,0 +1,15 @@
+"""What the tests of this room stand on."""
+
+from __future__ import annotations
+
+import pytest
+import uvloop
+
+from tests.stage import attach, daemon, settings, world
+
+__all__ = ["attach", "daemon", "settings", "world"]
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-asyncio before 1.4 has it not, and runs on asyncio
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:
+    return {"uvloop": uvloop.new_event_loop}
