@@ -59,7 +59,7 @@ class Daemon:
         self._agent = Agent()
         self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock)
         self._watches: dict[str, Watch] = {}
-        self._attaching: set[str] = set()  # names
+        self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
         self._stored: dict[str, StoredFds] = {}
         self._record: Record | None = None
         self._stopping = False
@@ -74,18 +74,17 @@ class Daemon:
         On return traffic flows. NetdError.
         """
         held = dict(held or {})
-        mine = [fd for fd in (lifeline.fd, *held.values()) if fd >= 0]
         try:
+            _check_open(lifeline, held)
             network = await self._attach(spec, netns_fd, lifeline, held)
         except BaseException:
-            for fd in mine:
-                os.close(fd)
+            _close_all((lifeline.fd, *held.values()))
             raise
         finally:
-            os.close(netns_fd)
-        for fd, kind in ((lifeline.fd, lifeline.kind), (held.get("exit_fd", -1), "exit_fd")):
-            if lifeline.kind == "path" or fd >= 0:
-                self._watch(network, Lifeline(kind, fd, lifeline.path))
+            _close_all((netns_fd,))
+        self._watch(network, lifeline)
+        if "exit_fd" in held:
+            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
         logger.info("attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
         self.changed(network)
         self._tell("attached", network)
@@ -112,13 +111,17 @@ class Daemon:
                     )
                     raise NetworkExists(f"{what}: {other.name} ({other.id})")
                 self._end(other, "ended")
-        if name in self._attaching:
-            raise NetworkExists(f"the name is taken: {name} is being attached")
-        self._attaching.add(name)
+        under_way = name, (inode, spec.ifname)
+        for other_name, other_device in self._attaching:
+            if other_name == name:
+                raise NetworkExists(f"the name is taken: {name} is being attached")
+            if other_device == under_way[1]:
+                raise NetworkExists(f"the namespace is getting a network at {spec.ifname} just now: {other_name}")
+        self._attaching.add(under_way)
         try:
             tap = await self._agent.open_tap(netns_fd, plan_of(spec, self.settings.offload))
         finally:
-            self._attaching.discard(name)
+            self._attaching.discard(under_way)
         if self._stopping:
             os.close(tap.fd)
             raise ShuttingDown("netd is stopping")
@@ -347,6 +350,27 @@ class Daemon:
             network.release()
         self.networks.clear()
         await self._agent.stop()
+
+
+def _check_open(lifeline: Lifeline, held: dict[str, int]) -> None:
+    """NamespaceUnavailable unless every descriptor that must be there is one."""
+    wanted = dict(held)
+    if lifeline.kind in ("exit_fd", "shim", "pidfd"):
+        wanted[lifeline.kind] = lifeline.fd
+    for name, fd in wanted.items():
+        try:
+            os.fstat(fd)
+        except OSError as e:
+            raise NamespaceUnavailable(f"the {name} handed over is no open descriptor: {e.strerror}") from None
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        try:
+            if fd >= 0:
+                os.close(fd)
+        except OSError as e:
+            logger.error("descriptor %d was not open: %s", fd, e.strerror)
 
 
 def _has_ended(network: Network) -> bool:

@@ -339,6 +339,9 @@ def test_another_users_daemon(server: ServerThread) -> None:
     server.socket.parent.chmod(0o711)
     as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     env = environment(NETD_HOST=server.url)
+    readable = subprocess.run([*as_other, *command("--version")], env=env, capture_output=True, check=False, timeout=60)
+    if readable.returncode:
+        pytest.skip("the tree or its Python cannot be read by another user")
     done = subprocess.run(as_other + command("ps"), env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "permission denied" in done.stderr) == (125, True), done
     server.socket.chmod(0o666)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from netd.settings import Settings
@@ -17,13 +15,12 @@ def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     return settings.model_copy(update={"offload": request.param})
 
 
-@pytest.mark.parametrize("percent", [1, 5])
+@pytest.mark.parametrize("percent", [1])
 @pytest.mark.parametrize("way", ["out", "in"])
 async def test_loss(world: World, attach: Attach, settings: Settings, percent: int, way: str) -> None:
     guest = await attach(mtu=1500)
     port = guest.network.add_forward(ForwardSpec("tcp", 0, 80), "api").spec.host_port
     guest.lose(percent)
-    start = time.monotonic()
     for _ in range(3):
         if way == "out":
             with world.outside.listener(OUTSIDE) as listener, guest.socket() as client:
@@ -33,4 +30,3 @@ async def test_loss(world: World, attach: Attach, settings: Settings, percent: i
             with guest.listener(port=80) as listener, world.outside.socket() as client:
                 with await connected(client, (HOST, port), listener) as server:
                     await both_ways(client, server, 1 << 20)
-    print(time.monotonic() - start, {k: v for k, v in guest.counters().items() if v})

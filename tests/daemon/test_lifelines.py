@@ -1,0 +1,136 @@
+"""Each kind of lifeline on a whole network: TAP gone, descriptors back, observers told, the rest untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netd.daemon import Daemon
+from netd.specs import ForwardSpec, Lifeline, NetworkSpec
+from tests.lab import World, connected, open_fds, until
+
+Make = Callable[[Path], tuple[Lifeline, dict[str, int], Callable[[], object]]]
+
+
+def exit_fd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    reading, writing = os.pipe()
+    os.write(writing, b"not yet")
+    return Lifeline("exit_fd", reading), {}, lambda: os.close(writing)
+
+
+def held_exit_fd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Lifeline("shim", ours.detach()), {"exit_fd": reading}, lambda: (os.close(writing), theirs.close())
+
+
+def shim(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Lifeline("shim", ours.detach()), {}, theirs.close
+
+
+def shim_with_exit_fd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Lifeline("shim", ours.detach()), {"exit_fd": reading}, lambda: (theirs.close(), os.close(writing))
+
+
+def pidfd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    process = subprocess.Popen(["sleep", "60"])
+    return Lifeline("pidfd", os.pidfd_open(process.pid)), {}, lambda: (process.kill(), process.wait())
+
+
+def path(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    file = tmp_path / "netns-1"
+    file.write_text("")
+    return Lifeline("path", path=str(file)), {}, file.unlink
+
+
+def path_with_exit_fd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    reading, writing = os.pipe()
+    lifeline, _, unlink = path(tmp_path)
+    return lifeline, {"exit_fd": reading}, lambda: (os.close(writing), unlink())
+
+
+@pytest.mark.parametrize("make", [exit_fd, held_exit_fd, shim, shim_with_exit_fd, pidfd, path, path_with_exit_fd])
+async def test_it_ends_the_network_and_nothing_else_does(
+    world: World, daemon: Daemon, tmp_path: Path, make: Make
+) -> None:
+    guest, other = world.guest(), world.guest()
+    neighbour = await daemon.attach(NetworkSpec(), os.dup(other.fd), Lifeline("explicit"))
+    before = open_fds()
+    heard: list[str] = []
+    daemon.observers.append(lambda event, network: heard.append(event))
+    lifeline, held, end = make(tmp_path)
+    network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), lifeline, held)
+    network.add_forward(ForwardSpec("tcp", 0, 80), "api")
+    with world.outside.listener("198.51.100.2") as listener, guest.socket() as client:
+        with await connected(client, listener.getsockname(), listener):
+            await asyncio.sleep(0.02)  # turns of the loop in which a false alarm would go off
+            assert network.id in daemon.networks and heard == ["attached"]
+            end()
+            await until(lambda: network.id not in daemon.networks)
+    assert heard == ["attached", "detached"] and not guest.has_link("tap0")
+    assert list(daemon.networks) == [neighbour.id] and other.has_link("tap0")
+    assert open_fds() == before
+
+
+async def test_explicit_ends_by_nothing_but_detach(world: World, daemon: Daemon) -> None:
+    guest = world.guest()
+    network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("explicit"))
+    guest.process.kill()  # type: ignore[union-attr]
+    guest.process.wait()  # type: ignore[union-attr]
+    await asyncio.sleep(0.02)
+    assert network.id in daemon.networks
+
+
+async def test_a_restart_on_the_same_namespace_fifty_times(world: World, daemon: Daemon) -> None:
+    """Podman 4.3's restart policy: hang-up, and the next attach on the same namespace at once."""
+    guest = world.guest()
+    before = open_fds()
+    reading, writing = os.pipe()
+    network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("exit_fd", reading))
+    with world.outside.listener("198.51.100.2") as listener:
+        for turn in range(50):
+            os.close(writing)  # no turn of the loop between this and the attach
+            if turn % 2:
+                await asyncio.sleep(0)
+            reading, writing = os.pipe()
+            following = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("exit_fd", reading))
+            assert list(daemon.networks) == [following.id] != [network.id]
+            network = following
+            if turn % 10 == 9:
+                with guest.socket() as client:
+                    (await connected(client, listener.getsockname(), listener)).close()
+    os.close(writing)
+    await until(lambda: daemon.networks == {})
+    assert open_fds() == before
+
+
+async def test_a_name_and_a_port_are_free_again_at_once(world: World, daemon: Daemon) -> None:
+    reading, writing = os.pipe()
+    first = await daemon.attach(NetworkSpec(name="web"), os.dup(world.guest().fd), Lifeline("exit_fd", reading))
+    port = first.add_forward(ForwardSpec("tcp", 0, 80), "run").spec.host_port
+    os.close(writing)
+    second = await daemon.attach(NetworkSpec(name="web"), os.dup(world.guest().fd), Lifeline("explicit"))
+    second.add_forward(ForwardSpec("tcp", port, 80), "run")
+    assert daemon.network("web") is second
+
+
+async def test_attach_and_detach_are_quick(world: World, daemon: Daemon) -> None:
+    """≤ 50 ms once the daemon is warm (issue 2); twice that here, where two cores run everything."""
+    guest = world.guest()
+    times = []
+    for _ in range(10):
+        start = time.monotonic()
+        network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("explicit"))
+        times.append(time.monotonic() - start)
+        await daemon.detach(network)
+    assert sorted(times)[5] < 0.1, times
