@@ -39,7 +39,7 @@ genuine: packages venv ## the same with the packaged slirp4netns: checks the tes
 	NETD_PODMAN_CMD=genuine $(PYTEST) tests/podman
 
 fuzz: venv ## random and mutated input for SECONDS (60) each
-	NETD_FUZZ_SECONDS=$(SECONDS) $(PYTEST) --timeout=0 tests/fuzz
+	FUZZ_SECONDS=$(SECONDS) $(PYTEST) --timeout=0 tests/fuzz
 
 bench: packages venv ## netd beside slirp4netns and pasta: bench/RESULTS.md (QUICK=1: the short one)
 	$(PYTHON) bench/run.py
