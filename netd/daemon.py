@@ -224,7 +224,6 @@ class Daemon:
 
     def changed(self, network: Network) -> None:
         """A network, its forwards or its held descriptors changed: bring store and record up to date."""
-        ports = sum(f.spec.range for n in self.networks.values() for f in n.forwards())
         notifier = self._notifier
         if not notifier.present or network.id not in self.networks:
             return
@@ -239,6 +238,7 @@ class Daemon:
                     notifier.store(f"{network.id}.{key}", fds)
                     stored[key] = fds
             self._write_record()
+            ports = sum(n.port_count() for n in self.networks.values())
             notifier.send(f"STATUS={len(self.networks)} networks, {ports} published ports")
         except OSError as e:
             logger.error("%s would not survive a restart: %s", network.name, e)
@@ -258,7 +258,7 @@ class Daemon:
         if self._record is None:
             self._record = Record()
             self._notifier.store("state", [self._record.fd])
-        self._record.write({"version": __version__, "networks": [record_of(n) for n in self.networks.values()]})
+        self._record.write({"version": __version__}, networks=(record_of(n) for n in self.networks.values()))
 
     def _restore(self, stored: Iterable[tuple[str, int]]) -> None:
         """Build the networks again from the service manager's descriptors; what fits nothing is closed and let go."""
@@ -278,11 +278,13 @@ class Daemon:
                 self._notifier.unstore("state")
             else:
                 self._record = record
-        for entry in (content or {}).get("networks", []):
+        entries = (content or {}).get("networks")
+        for entry in entries if isinstance(entries, list) else []:
             try:
                 self._restore_network(entry, by_name)
             except (NetdError, OSError, KeyError, TypeError, ValueError) as e:
-                logger.warning("network %s could not be restored: %s", entry.get("name") or entry.get("id"), e)
+                which = entry.get("id") if isinstance(entry, dict) else "without an id"
+                logger.warning("network %s could not be restored: %s", which, e)
         for name, fds in by_name.items():
             for fd in fds:
                 os.close(fd)
@@ -302,28 +304,47 @@ class Daemon:
         held = {key: by_name[f"{id_}.held-{key}"][0] for key in entry["held"] if f"{id_}.held-{key}" in by_name}
         if "exit_fd" in entry["held"] and "exit_fd" not in held:
             raise NamespaceUnavailable("it ended while netd was away")
+        if kind not in ("exit_fd", "shim", "pidfd", "path", "explicit"):
+            raise ValueError(f"lifeline {kind!r}")
         lifeline = Lifeline(kind, by_name.get(names["life"], [-1])[0], path)
-        taken = [*names.values(), *(f"{id_}.held-{key}" for key in held)]
-        stored = {name.split(".", 1)[1]: by_name.pop(name)[:1] for name in taken if name in by_name}
-        network = self._new_network(id_, spec, lifeline, held, tap, entry["netns_inode"], entry["created"])
+        try:
+            network = self._new_network(id_, spec, lifeline, held, tap, entry["netns_inode"], entry["created"])
+        except BaseException:
+            by_name[names["tap"]].pop(0)  # closed by now; our caller lets go of the rest
+            raise
         self.networks[id_] = network
-        self._stored[id_] = stored
+        stored = self._stored[id_] = {}
+        for name in (*names.values(), *(f"{id_}.held-{key}" for key in held)):
+            if name in by_name:
+                fd, *others = by_name.pop(name)
+                stored[name.split(".", 1)[1]] = [fd]
+                _close_all(others)
+        try:
+            self._restore_forwards(network, entry, by_name)
+        except BaseException:
+            self._end(network, "could not be restored")
+            raise
+        self._watch(network, lifeline)
+        if "exit_fd" in held:
+            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        logger.info("restored %s", network.name)
+
+    def _restore_forwards(self, network: Network, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
+        stored = self._stored[network.id]
         for forward in entry["forwards"]:
-            name = f"{id_}.port-{forward['id']}"
+            id_, spec, origin = forward["id"], ForwardSpec(**forward["spec"]), forward["origin"]
+            key = f"port-{id_}"
+            name = f"{network.id}.{key}"
             fds = by_name.pop(name, [])
             try:
-                network.restore_forward(forward["id"], ForwardSpec(**forward["spec"]), forward["origin"], fds)
+                network.restore_forward(id_, spec, origin, fds)
             except NetdError as e:
                 logger.warning("%s: %s", network.name, e)
                 self._notifier.unstore(name)
             else:
-                stored[f"port-{forward['id']}"] = network.stored_fds()[f"port-{forward['id']}"]
+                if len(fds) == spec.range:  # else ``changed`` stores those that were bound anew
+                    stored[key] = network.stored_fds()[key]
         network.resume_forward_ids(entry["next_forward_id"])
-        if kind != "explicit":
-            self._watch(network, lifeline)
-        if "exit_fd" in held:
-            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
-        logger.info("restored %s", network.name)
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -350,6 +371,9 @@ class Daemon:
             network.release()
         self.networks.clear()
         await self._agent.stop()
+        if self._record is not None:
+            os.close(self._record.fd)
+            self._record = None
 
 
 def _check_open(lifeline: Lifeline, held: dict[str, int]) -> None:

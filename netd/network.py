@@ -8,13 +8,13 @@ TAP fd ── link.tap ── stack.interface ── relay.host ── host sock
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
-from typing import Any
 
 from netd.errors import PortInUse
 from netd.link.tap import Tap
@@ -90,6 +90,7 @@ class Network:
         self.tap = tap
         self.netns_inode = netns_inode
         self.created = created or time.time()
+        self.forward_records: dict[int, str] = {}  # each forward as JSON, made once: there may be thousands
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
@@ -151,16 +152,19 @@ class Network:
     def add_forward(self, spec: ForwardSpec, origin: str) -> ForwardStatus:
         """Publish ports now. InvalidSpec, PortInUse, PortPrivileged, AddressUnavailable, LimitReached."""
         try:
-            return self._forwards.add(spec, origin)
+            status = self._forwards.add(spec, origin)
         except PortInUse as e:
             holder = self._holder_of(spec)
             if not holder:
                 raise
             raise PortInUse(f"{e} (held by network {holder})", holder, f"netd port ls {holder}") from None
+        self._record_forward(status)
+        return status
 
     def remove_forward(self, id_: int, close_connections: bool = False) -> None:
         """Unpublish. NoSuchPort."""
         self._forwards.remove(id_, close_connections)
+        self.forward_records.pop(id_, None)
 
     def forward(self, id_: int) -> ForwardStatus:
         """One of them. NoSuchPort."""
@@ -169,6 +173,14 @@ class Network:
     def forwards(self) -> list[ForwardStatus]:
         """All of them."""
         return self._forwards.all()
+
+    def port_count(self) -> int:
+        """How many host ports they are."""
+        return self._forwards.port_count()
+
+    def _record_forward(self, status: ForwardStatus) -> None:
+        spec = {name: getattr(status.spec, name) for name in status.spec.__slots__}
+        self.forward_records[status.id] = json.dumps({"id": status.id, "origin": status.origin, "spec": spec})
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -210,14 +222,23 @@ class Network:
 
         A port whose descriptor was lost is bound anew; on failure the forward is given up (PortInUse, …).
         """
-        sockets = {sock.getsockname()[1]: sock for sock in (socket.socket(fileno=fd) for fd in fds)}
-        wanted = range(spec.host_port, spec.host_port + spec.range)
-        if set(sockets) == set(wanted):
-            self._forwards.add(spec, origin, [sockets[port] for port in wanted], id_)
-            return
-        for sock in sockets.values():
-            sock.close()
-        self._forwards.add(spec, origin, id_=id_)
+        kept: dict[int, socket.socket] = {}
+        for fd in fds:
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError:
+                os.close(fd)  # no socket at all
+                continue
+            kind = socket.SOCK_STREAM if spec.protocol == "tcp" else socket.SOCK_DGRAM
+            if (sock.family, sock.type) == (socket.AF_INET, kind) and sock.getsockname()[1] not in kept:
+                kept[sock.getsockname()[1]] = sock
+            else:
+                sock.close()
+        try:
+            self._record_forward(self._forwards.add(spec, origin, kept, id_))
+        finally:
+            for sock in kept.values():  # of ports that were not asked for
+                sock.close()
 
     def resume_forward_ids(self, next_id: int) -> None:
         """Numbers of forwards that are gone are not given out again."""
@@ -256,10 +277,10 @@ class Network:
         return f"<Network {self.name}>"
 
 
-def record_of(network: Network) -> dict[str, Any]:
-    """A network's state as plain data, from which ``daemon`` builds it again with the stored descriptors."""
+def record_of(network: Network) -> str:
+    """A network's state as JSON, from which ``daemon`` builds it again with the stored descriptors."""
     spec = network.spec
-    return {
+    content = {
         "id": network.id,
         "spec": {name: getattr(spec, name) for name in spec.__slots__},
         "lifeline": {"kind": network.lifeline.kind, "path": network.lifeline.path},
@@ -268,8 +289,5 @@ def record_of(network: Network) -> dict[str, Any]:
         "created": network.created,
         "tap": {"mac": network.tap.mac, "vnet_hdr": network.tap.vnet_hdr, "offload": network.tap.offload},
         "next_forward_id": network.next_forward_id(),
-        "forwards": [
-            {"id": f.id, "origin": f.origin, "spec": {name: getattr(f.spec, name) for name in f.spec.__slots__}}
-            for f in network.forwards()
-        ],
     }
+    return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from struct import Struct
 from typing import Any
 
@@ -25,9 +26,15 @@ class Record:
         self.fd = fd if fd >= 0 else os.memfd_create("netd-state", os.MFD_CLOEXEC)
         self._sequence = 0
 
-    def write(self, content: dict[str, Any]) -> None:
-        """Replace the content. OSError; EFBIG where it would not fit, the last one stays then."""
-        body = json.dumps({"format": FORMAT, **content}, separators=(",", ":")).encode()
+    def write(self, content: dict[str, Any], **lists: Iterable[str]) -> None:
+        """Replace the content. ``lists``: further members, arrays of JSON texts that their owner keeps ready.
+
+        OSError; EFBIG where it would not fit, the last one stays then.
+        """
+        text = json.dumps({"format": FORMAT, **content}, separators=(",", ":"))
+        for name, texts in lists.items():
+            text = f'{text[:-1]},"{name}":[{",".join(texts)}]}}'
+        body = text.encode()
         if _HEADER.size + len(body) > _SLOT:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         self._sequence += 1

@@ -44,12 +44,16 @@ def check(spec: ForwardSpec) -> None:
                 raise InvalidSpec(f"{name} {text!r} is not an IPv4 address") from None
 
 
-def listen(spec: ForwardSpec) -> list[socket.socket]:
-    """Bind every port of ``spec`` on the host: all or none. PortInUse, PortPrivileged, AddressUnavailable."""
+def listen(spec: ForwardSpec, kept: dict[int, socket.socket]) -> list[socket.socket]:
+    """Bind every port of ``spec`` on the host, except those that ``kept`` has: all or none.
+
+    PortInUse, PortPrivileged, AddressUnavailable, OSError for want of descriptors.
+    """
     sockets: list[socket.socket] = []
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
-            sockets.append(_listen_one(spec.protocol, spec.host_ip or "0.0.0.0", port))
+            ip = spec.host_ip or "0.0.0.0"
+            sockets.append(kept.pop(port) if port in kept else _listen_one(spec.protocol, ip, port))
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -122,18 +126,22 @@ class Forwards:
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
+    def port_count(self) -> int:
+        """How many ports are published, those of ranges included."""
+        return sum(forward.spec.range for forward in self._forwards.values())
+
     def add(
-        self, spec: ForwardSpec, origin: str, sockets: list[socket.socket] | None = None, id_: int = 0
+        self, spec: ForwardSpec, origin: str, kept: dict[int, socket.socket] | None = None, id_: int = 0
     ) -> ForwardStatus:
-        """Publish. ``sockets`` and ``id_``: listeners that were kept over a restart, and the forward's number."""
+        """Publish. ``kept`` and ``id_``: listeners of a life before this one by their port, which are taken out where
+        they are used, and the forward's number then."""
         check(spec)
-        if sum(f.spec.range for f in self._forwards.values()) + spec.range > MAX_PORTS:
+        if self.port_count() + spec.range > MAX_PORTS:
             raise LimitReached(f"a network publishes at most {MAX_PORTS} ports")
-        if sockets is None:
-            try:
-                sockets = listen(spec)
-            except OSError as e:  # out of descriptors
-                raise LimitReached(f"cannot publish: {e.strerror}") from None
+        try:
+            sockets = listen(spec, {} if kept is None else kept)
+        except OSError as e:  # out of descriptors
+            raise LimitReached(f"cannot publish: {e.strerror}") from None
         if spec.host_port == 0:
             port = sockets[0].getsockname()[1]
             spec = ForwardSpec(spec.protocol, port, spec.container_port, spec.host_ip, spec.range, spec.container_ip)

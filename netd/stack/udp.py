@@ -171,6 +171,9 @@ class UdpTable:
             flow = self.flows.get(key)
             if flow is None or (flow.host is host and flow.target == ip and flow.target_port == port):
                 break
+        else:
+            self.expire(self.flows[key])  # every name is taken: the last one changes hands
+            flow = None
         if flow is None:
             flow = self._adopt(key, ip, port, host)
         self._timers.arm(flow, now + flow.idle)

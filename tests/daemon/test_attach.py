@@ -49,7 +49,7 @@ async def test_attach_and_detach(world: World, daemon: Daemon) -> None:
     )
     network = await daemon.attach(spec, os.dup(guest.fd), Lifeline("exit_fd", reading))
     shown = guest.run("ip", "-brief", "address", "show", "dev", "tap0")
-    assert "UP" in shown and "10.7.0.100/16" in shown or "UNKNOWN" in shown and "10.7.0.100/16" in shown
+    assert ("UP" in shown and "10.7.0.100/16" in shown) or ("UNKNOWN" in shown and "10.7.0.100/16" in shown)
     assert "default via 10.7.0.2 dev tap0" in guest.run("ip", "route")
     assert "mtu 9000" in guest.run("ip", "link", "show", "dev", "tap0")
     status = network.status()
@@ -264,7 +264,7 @@ async def test_the_agent_is_killed(world: World, daemon: Daemon) -> None:
         await attaching
     for network in list(daemon.networks.values()):
         await daemon.detach(network)
-    assert open_fds() == before
+    assert open_fds() <= before  # what the old agent had may be closed only now
 
 
 async def test_an_agent_that_hangs(world: World, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

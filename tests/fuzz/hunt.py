@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis.strategies import SearchStrategy
-
 from wire.prop import LONG, quick, slow
 
 Target = Callable[..., None]

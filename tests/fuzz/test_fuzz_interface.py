@@ -6,15 +6,15 @@ from collections.abc import Callable
 from random import Random
 
 from hypothesis import strategies as st
-
-from netd.stack.limits import Limits
-from netd.stack.tcp.sender import CHUNK_COST
-from netd.stack.tcp.states import CONNECTING
 from stack.guest import Guest
 from stack.host import FakeListener
 from stack.world import DNS, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
 from wire import oracle
 from wire.oracle import ACK, FIN, PSH, RST, SYN
+
+from netd.stack.limits import Limits
+from netd.stack.tcp.sender import CHUNK_COST
+from netd.stack.tcp.states import CONNECTING
 
 from .hunt import hunt
 

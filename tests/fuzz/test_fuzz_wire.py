@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
+from wire import oracle
 
 from netd.services import dns as forwarding
 from netd.wire import checksum, dns, tcp
-from wire import oracle
 
 from .hunt import hunt
 

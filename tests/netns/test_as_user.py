@@ -53,6 +53,11 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(autouse=True)
+def the_tree_may_be_read() -> None:
+    as_user("0666", "true")
+
+
 def as_user(
     mode: str, *command: str, fds: tuple[int, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:

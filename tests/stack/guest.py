@@ -282,7 +282,7 @@ class Conversation:
             after = (wnd + (1 << self.wscale) - 1) >> self.wscale
         self.sends(ACK, wnd=after)
         self.sees_nothing()
-        assert stream.reading
+        assert stream.reading or stream.paused
         return stream
 
     def answers(self, mss: int = 1460, wscale: int = 7, wnd: int = 65535) -> None:

@@ -115,8 +115,9 @@ class FakeStream:
         self.world.flush()
 
     def pull(self) -> None:
-        """As ``relay.stream.Stream._pull``."""
-        while self.reading and not self.closed and (self.waiting or self.eof) and not self.eof_told:
+        """As ``relay.stream.Stream._pull``: room is asked for first, and again after what filled it."""
+        filled = True
+        while self.reading and not self.closed and not self.eof_told and (filled or self.waiting or self.eof):
             room = self.connection.room()
             assert 0 <= room <= 65535, room
             if not room:
@@ -128,6 +129,9 @@ class FakeStream:
             if data:
                 del self.waiting[: len(data)]
                 self.connection.from_host(data, self.world.now)
+                filled = len(data) == room
+            elif not self.eof:
+                return
             else:
                 self.eof_told = True
                 self.reading = False

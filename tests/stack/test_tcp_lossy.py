@@ -20,9 +20,7 @@ from .stage import Faults, Stage, play
 from .world import World
 
 # A segment may be lost more often in a row than on a TAP: more patience. 2 MSL are no longer a second, either.
-PATIENT = Limits(
-    retries=30, syn_retries=12, rto_max=5.0, time_wait=120.0, receive_window=1 << 18, send_buffer=1 << 18
-)
+PATIENT = Limits(retries=30, syn_retries=12, rto_max=5.0, time_wait=120.0, receive_window=1 << 18, send_buffer=1 << 18)
 
 
 def payload(seed: int, size: int) -> bytes:

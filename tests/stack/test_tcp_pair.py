@@ -10,9 +10,9 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from wire.prop import slow
 
 from netd.stack.limits import Limits
-from wire.prop import slow
 
 from .host import FakeStream
 from .stage import Faults, HostLife, Stage
@@ -51,9 +51,7 @@ def carry(stage: Stage, source: World, target: World) -> None:
     offload=st.booleans(),
     waits=st.integers(0, 2),
 )
-def test_both_streams_arrive_whole(
-    seed: int, faults: Faults, forth: int, back: int, offload: bool, waits: int
-) -> None:
+def test_both_streams_arrive_whole(seed: int, faults: Faults, forth: int, back: int, offload: bool, waits: int) -> None:
     stage = Stage(seed, faults)
     a = World(limits=PATIENT, offload=offload)
     b = World(limits=PATIENT, offload=offload, addressing=MIRROR)

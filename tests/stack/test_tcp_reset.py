@@ -247,6 +247,21 @@ def test_a_reset_gives_back_what_is_held(world: World, guest: Guest) -> None:
     assert stream.aborted and stream.taken == b""
 
 
+def test_the_hosts_late_events_find_nobody(world: World, guest: Guest) -> None:
+    """A wake-up of the loop that was under way when the connection ended."""
+    tcp, stream = guest.connects()
+    (connection,) = world.interface.tcp.connections.values()
+    connection.host_writable(world.now)
+    tcp.sends(RST)
+    assert repr(connection).endswith("closed>")
+    for _ in range(2):
+        connection.host_writable(world.now)
+        connection.host_eof(world.now)
+        connection.host_reset(world.now)
+        connection.abort()
+    tcp.sees_nothing()
+
+
 # -- what belongs to nothing -------------------------------------------------------------------------------------------
 
 

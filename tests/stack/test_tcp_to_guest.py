@@ -69,6 +69,19 @@ def test_no_crumbs_while_something_is_in_flight(world: World, guest: Guest) -> N
     tcp.reads(20_000 - 11_560)
 
 
+def test_the_persist_timer_of_one_who_has_nothing_to_say(world: World, guest: Guest) -> None:
+    """What was read filled the window exactly: the host is paused, and then has nothing more."""
+    tcp, stream = guest.connects(wscale=0, wnd=1000)
+    stream.gets(b"x" * 1000)
+    tcp.sees(ACK | PSH, b"x" * 1000)
+    assert stream.paused
+    tcp.sends(ACK, wnd=0)
+    tcp.sends(ACK, wnd=1000)
+    assert not stream.paused
+    world.passes(100)
+    tcp.sees_nothing()
+
+
 def test_zero_window_and_its_opening(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects(wscale=0, wnd=1000)
     stream.gets(b"x" * 1500)
@@ -227,6 +240,32 @@ def test_memory_used_up_leaves_each_connection_a_little() -> None:
     world.ends()
 
 
+def test_where_memory_used_up_leaves_nothing_the_host_waits_for_it() -> None:
+    world = World(limits=Limits(memory=50_000, throttled=0))
+    guest = Guest(world)
+    first, greedy = guest.connects(after=65535)
+    greedy.gets(b"x" * 60_000)
+    first.sees(ACK | PSH, None)
+    second, stream = guest.connects(after=65535)
+    stream.gets(b"y" * 100)
+    stream.capacity = 50
+    assert stream.paused
+    second.sends(ACK | PSH, b"z" * 100)
+    second.sees(ACK, ack=151)
+    second.sends(ACK | PSH, b"z" * 50, seq=151)
+    second.sees(ACK, ack=151)
+    first.sends(ACK)
+    second.sees_nothing()
+    world.jump()
+    second.sees(ACK | PSH, b"y" * 100)
+    stream.takes(None)
+    second.sends(ACK | PSH, b"z" * 50, seq=151)
+    world.passes(world.limits.ack_delay)
+    second.sees(ACK, ack=201)
+    assert stream.taken == b"z" * 100
+    world.ends()
+
+
 def test_partly_acknowledged_pieces(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects()
     for piece in (b"abc", b"defgh", b"ij"):
@@ -309,6 +348,22 @@ def test_no_ack_is_deferred_for_bulk(world: World, guest: Guest) -> None:
     tcp.sees(ACK)
     tcp.sends(ACK | PSH, b"x" * 10)
     tcp.sees(ACK)
+
+
+def test_each_deferred_ack_has_its_own_time(world: World, guest: Guest) -> None:
+    turns = [guest.connects() for _ in range(2)]
+    for tcp, stream in turns:
+        tcp.sends(ACK | PSH, b"first")
+        tcp.sees(ACK)
+        stream.gets(b"answer")
+        tcp.sees(ACK | PSH, b"answer")
+    for tcp, _ in turns:
+        tcp.sends(ACK | PSH, b"second")
+        world.passes(world.limits.ack_delay * 0.8)
+    turns[0][0].sees(ACK, ack=112)
+    guest.sees_nothing()
+    world.passes(world.limits.ack_delay)
+    turns[1][0].sees(ACK, ack=112)
 
 
 def test_a_deferred_ack_dies_with_its_connection(world: World, guest: Guest) -> None:

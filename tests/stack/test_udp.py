@@ -359,6 +359,31 @@ def test_a_flow_of_the_guests_own_is_not_taken_over_by_a_client(world: World, gu
     guest.sees_udp(WEB, 999, b"mine")
 
 
+def test_when_every_name_is_taken_one_changes_hands() -> None:
+    """Nobody's answers may reach another client."""
+    world = World(limits=Limits(udp_flows=10_000))
+    listener = FakeListener(world, GUEST, 5000)
+    for n in range(1 + 65535 - 61000):
+        world.interface.udp.from_forward(GUEST, 5000, bytes((127, 1, n >> 8, n & 255)), 61000 + n, listener, world.now)
+    world.interface.udp.from_forward(GUEST, 5000, ip("127.0.0.1"), 999, listener, world.now)
+    before = len(listener.flows)
+    flow = world.interface.udp.from_forward(GUEST, 5000, ip("127.0.0.2"), 999, listener, world.now)
+    assert (flow.target, flow.target_port) == (ip("127.0.0.2"), 999)
+    assert len(listener.flows) == before
+    world.ends()
+
+
+def test_the_end_of_a_flow_comes_once(world: World, guest: Guest) -> None:
+    guest.sends_udp(WEB, 1, b"a")
+    guest.sends_echo(WEB, 1, 1)
+    (flow,) = world.interface.udp.flows.values()
+    (echo,) = world.interface.icmp.flows.values()
+    for owner in (flow, flow, echo, echo):
+        owner.on_deadline(world.now)
+    assert world.host.sockets[0].closed and world.host.echoes[0].closed
+    assert world.interface.flow_counts() == {"tcp": 0, "udp": 0, "icmp": 0}
+
+
 def test_a_clients_flow_expires(world: World, guest: Guest) -> None:
     listener = FakeListener(world, GUEST, 5000)
     listener.gets(WEB, 999, b"hello")

@@ -246,10 +246,7 @@ class Connection(Sender):
                 self._enter(FIN_FROM_GUEST[state], now)
 
     def _acceptable(self, seq: int, size: int, flags: int, now: float) -> int:
-        """RST, SYN and sequence checks: how many leading bytes to cut, or -1 where the segment is used up.
-
-        ``size`` + 1 where text or a FIN lies behind a hole.
-        """
+        """RST, SYN, sequence: how many leading bytes to cut; -1 for all of the segment, ``size`` + 1 behind a hole."""
         offset = (seq - self.rcv_nxt) & MASK
         if flags & RST:
             if not offset:

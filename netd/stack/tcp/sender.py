@@ -238,8 +238,7 @@ class Sender(ABC):
         self.table.counters.tcp_retransmits += 1
         self.rtt_seq = -1  # Karn's algorithm, RFC 6298 §3
         if not self.buffered:
-            if self.fin_sent:
-                self.emit(self.snd_una, FIN | ACK)
+            self.emit(self.snd_una, FIN | ACK)
             return
         chunks = self.chunks
         first = memoryview(chunks[0])[self._head :]
