@@ -131,6 +131,28 @@ def test_time_wait_that_still_drains_is_evicted_whole() -> None:
     world.ends()
 
 
+def test_what_drains_is_evicted_and_its_name_is_another_connections_by_now() -> None:
+    world = World(limits=replace(SMALL, tcp_flows=2))
+    guest = Guest(world)
+    tcp, old = guest.connects()
+    old.capacity = 0
+    tcp.sends(ACK | PSH | FIN, b"held")
+    tcp.sees(ACK)
+    old.ends()
+    tcp.sees(FIN | ACK)
+    tcp.sends(ACK)
+    again = guest.tcp(port=tcp.port)
+    again.sends(SYN)
+    new = world.host.stream
+    guest.tcp().sends(SYN)
+    assert old.aborted and not new.closed
+    new.connects()
+    again.sees(SYN | ACK)
+    again.sends(ACK)
+    assert new.reading
+    world.ends()
+
+
 def test_no_port_is_left_to_name_a_client() -> None:
     world = World(limits=Limits(tcp_half_open=10_000))
     tcp = world.interface.tcp

@@ -120,6 +120,36 @@ def test_an_acknowledgment_restarts_the_timer(world: World, guest: Guest) -> Non
     tcp.sees_nothing()
 
 
+def test_more_data_does_not_put_off_the_timer(world: World, guest: Guest) -> None:
+    """RFC 6298 §5.1: it is started when it is not running. A host that trickles must not keep a loss waiting."""
+    tcp, stream = guest.connects()
+    stream.gets(b"lost")
+    tcp.sees(ACK | PSH, b"lost")
+    for _ in range(3):
+        world.passes(0.06)
+        stream.gets(b"t")
+        tcp.sees(ACK | PSH, b"t")
+    world.passes(0.06)
+    tcp.sees(ACK | PSH, b"lostttt", seq=1)
+    tcp.sends(ACK)
+
+
+def test_a_fin_into_a_shut_window(world: World, guest: Guest) -> None:
+    """The guest reads nothing for hours but says so: the FIN is repeated, the connection kept."""
+    tcp, stream = guest.connects(wscale=0, wnd=100)
+    stream.gets(b"x" * 50)
+    stream.ends()
+    tcp.sees(ACK | PSH, None)
+    tcp.sees(FIN | ACK, seq=51)
+    tcp.sends(ACK, ack=51, wnd=0)
+    for _ in range(3 * world.limits.retries):
+        world.jump()
+        tcp.sees(FIN | ACK, seq=51)
+        tcp.sends(ACK, ack=51, wnd=0)
+    tcp.sends(ACK, ack=52, wnd=100)
+    assert not stream.closed
+
+
 def test_three_duplicate_acks_are_a_loss(world: World, guest: Guest) -> None:
     """RFC 5681 §3.2: fast retransmit, without the timer."""
     tcp, stream = guest.connects()

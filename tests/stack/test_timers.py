@@ -54,6 +54,16 @@ def test_moving_earlier_fires_once() -> None:
     assert len(timers) == 0
 
 
+def test_moving_to_and_fro_does_not_pile_up() -> None:
+    timers, owner = Timers(), Owner(again=5.0)
+    owner.timers = timers
+    for now in range(1000):
+        timers.arm(owner, now + 1.0)
+        timers.poll(now + 1.0)
+    assert len(owner.fired) == 1000
+    assert len(timers) <= 6
+
+
 def test_an_owner_may_wait_again_at_once() -> None:
     timers, owner = Timers(), Owner(again=1.0)
     owner.timers = timers

@@ -166,10 +166,11 @@ class Sender(ABC):
             self.rtt_seq = self.snd_nxt
             self.rtt_at = now
         self.emit(seq, ACK | PSH, data)
-        deadline = now + self.rto
-        self.deadline = deadline
-        if deadline < self.hinted:
-            self.table.timers.arm(self, deadline)
+        if seq == self.snd_una:  # RFC 6298 §5.1: started, not put off
+            deadline = now + self.rto
+            self.deadline = deadline
+            if deadline < self.hinted:
+                self.table.timers.arm(self, deadline)
 
     def host_paused(self, now: float) -> None:
         """The host side found no room and stopped reading: ``host.resume`` will be called."""
