@@ -283,8 +283,8 @@ class Daemon:
             try:
                 self._restore_network(entry, by_name)
             except (NetdError, OSError, KeyError, TypeError, ValueError) as e:
-                which = entry.get("id") if isinstance(entry, dict) else "without an id"
-                logger.warning("network %s could not be restored: %s", which, e)
+                id_ = entry.get("id") if isinstance(entry, dict) else entry
+                logger.warning("network %s could not be restored: %s", id_, e)
         for name, fds in by_name.items():
             for fd in fds:
                 os.close(fd)
@@ -401,8 +401,8 @@ def _has_ended(network: Network) -> bool:
     """True if a lifeline's end is known to the kernel, though not yet to us."""
     poller = select.poll()
     kind, fd = network.lifeline.kind, network.lifeline.fd
-    if kind == "path":
-        return not os.path.lexists(network.lifeline.path)
+    if kind == "path" and not os.path.lexists(network.lifeline.path):
+        return True
     if fd >= 0:
         poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)
     if "exit_fd" in network.held:

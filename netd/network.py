@@ -258,6 +258,12 @@ class Network:
             self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
         self._closed = True
         self._forwards.close(kept)
+        if kept:
+            # The guest's kernel lives on with its half of each connection, and would wait for ever where it only reads.
+            for connection in list(self._interface.tcp.connections.values()):
+                if not connection.fin_received:
+                    connection.abort()
+                    connection.host.abort()
         self._interface.close()
         self._host.close()
         if self._timer is not None:

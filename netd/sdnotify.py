@@ -30,15 +30,16 @@ def listen_fds() -> list[tuple[str, int]]:
 
 
 class Notifier:
-    """One connection to ``NOTIFY_SOCKET``."""
+    """Messages to ``NOTIFY_SOCKET``."""
 
     def __init__(self) -> None:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         self._sock: socket.socket | None = None
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         if address:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             try:
-                sock.connect("\0" + address[1:] if address.startswith("@") else address)
+                sock.connect(self._address)
             except OSError as e:  # a leftover of the environment must not keep us from serving
                 logger.warning("nobody listens at NOTIFY_SOCKET %s: %s", address, e)
                 sock.close()
@@ -58,7 +59,8 @@ class Notifier:
         if self._sock is None:
             return
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._sock.sendmsg(["\n".join(lines).encode()], ancillary)
+        # With its address each time: a service manager that was re-executed may have another socket there.
+        self._sock.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
 
     def store(self, name: str, fds: list[int]) -> None:
         """Keep duplicates of ``fds`` under ``name`` beyond our own end."""

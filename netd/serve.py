@@ -84,5 +84,8 @@ async def _serve(settings: Settings) -> int:
 async def _watchdog(notifier: Notifier) -> None:
     """Say that the loop turns, twice as often as asked (sd_watchdog_enabled(3))."""
     while notifier.watchdog_seconds:
-        notifier.send("WATCHDOG=1")
+        try:
+            notifier.send("WATCHDOG=1")
+        except OSError as e:
+            logger.warning("the service manager did not take a watchdog message: %s", e)
         await asyncio.sleep(notifier.watchdog_seconds / 2)

@@ -266,6 +266,11 @@ async def until(condition: Callable[[], Any], what: str = "", seconds: float = P
     return value
 
 
+async def no_link(netns: Any, name: str = "tap0") -> None:
+    """The device goes with its last descriptor. The agent's child may have a copy until it has exited."""
+    await until(lambda: not netns.has_link(name), f"{name} is gone")
+
+
 def open_fds() -> int:
     """How many descriptors this process has."""
     gc.collect()

@@ -71,6 +71,7 @@ class Datagrams:
         self,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
+        flush: Callable[[], None],
         table: UdpTable,
         guest: bytes,
         port: int,
@@ -79,6 +80,7 @@ class Datagrams:
     ) -> None:
         self._loop = loop
         self._clock = clock
+        self._flush = flush  # after every event: the timer of a new flow
         self._table = table
         self._guest, self._port = guest, port
         self._on_close = on_close
@@ -123,6 +125,10 @@ class Datagrams:
             flow.refused(_CODES[error])
 
     def _on_readable(self) -> None:
+        self._receive()
+        self._flush()
+
+    def _receive(self) -> None:
         sock = self._sock
         now = self._clock()
         table, packed = self._table, self._packed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -52,13 +53,40 @@ def listen(spec: ForwardSpec, kept: dict[int, socket.socket]) -> list[socket.soc
     sockets: list[socket.socket] = []
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
-            ip = spec.host_ip or "0.0.0.0"
-            sockets.append(kept.pop(port) if port in kept else _listen_one(spec.protocol, ip, port))
+            sock = kept.pop(port) if port in kept else _listen_one(spec.protocol, spec.host_ip or "0.0.0.0", port)
+            sockets.append(sock)
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+# UDP addresses given up a moment ago, in order of time. The service manager holds a duplicate of each socket until it
+# has read the message that says so, and nothing but its close unbinds a UDP socket.
+_released: dict[tuple[str, int], float] = {}
+_RELEASE_SECONDS = 5.0
+
+
+def release(sock: socket.socket) -> None:
+    """Before a UDP listener is closed for good: let us bind its address anew at once."""
+    now = time.monotonic()
+    while _released and next(iter(_released.values())) < now - _RELEASE_SECONDS:
+        del _released[next(iter(_released))]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # takes both sides of a bind (udp_lib_lport_inuse)
+    _released.pop(sock.getsockname(), None)
+    _released[sock.getsockname()] = now
+
+
+def _bind_datagrams(sock: socket.socket, address: tuple[str, int]) -> None:
+    try:
+        sock.bind(address)
+    except OSError as e:
+        if e.errno != errno.EADDRINUSE or _released.get(address, 0.0) < time.monotonic() - _RELEASE_SECONDS:
+            raise
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # ours alone again
 
 
 def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
@@ -67,9 +95,10 @@ def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
     try:
         if protocol == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((ip, port))
-        if protocol == "tcp":
+            sock.bind((ip, port))
             sock.listen(BACKLOG)
+        else:
+            _bind_datagrams(sock, (ip, port))
     except OSError as e:
         sock.close()
         where = f"{ip}:{port}/{protocol}"
@@ -154,8 +183,11 @@ class Forwards:
             if spec.protocol == "tcp":
                 self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
             else:
-                forward.udp.append(UdpListener(self._loop, self._clock, self._udp, sock, guest, port))
+                forward.udp.append(self._udp_listener(sock, guest, port))
         return forward.status()
+
+    def _udp_listener(self, sock: socket.socket, guest: bytes, port: int) -> UdpListener:
+        return UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port)
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
@@ -165,7 +197,9 @@ class Forwards:
         forward = self._forwards.pop(id_, None)
         if forward is None:
             raise NoSuchPort(f"no port forward {id_}")
-        for listener in forward.udp:
+        for sock, listener in zip(forward.sockets, forward.udp, strict=False):  # without listeners for TCP
+            if not kept:
+                release(sock)
             listener.close()
         if forward.spec.protocol == "tcp":
             for sock in forward.sockets:

@@ -36,7 +36,7 @@ class HostNetwork:
         self._flush = flush
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
-        self._told_ping = False
+        self._told_ping = self._told_sockets = False
 
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
@@ -65,6 +65,7 @@ class HostNetwork:
                 endpoint = Datagrams(
                     self._loop,
                     self._clock,
+                    self._flush,
                     self.udp,
                     flow.guest,
                     flow.guest_port,
@@ -72,7 +73,9 @@ class HostNetwork:
                     self._forget_endpoint,
                 )
             except OSError as e:
-                logger.warning("no UDP socket for the guest: %s", e.strerror)
+                if not self._told_sockets:  # the guest decides how often
+                    self._told_sockets = True
+                    logger.warning("no UDP socket for the guest: %s", e.strerror)
                 return None
             self._endpoints[key] = endpoint
         endpoint.adopt(flow)

@@ -6,10 +6,12 @@ root, since relay does not know services.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import secrets
 import socket
+import stat
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
@@ -63,8 +65,10 @@ class NameServers:
         if now - self._checked >= RESOLV_CONF_SECONDS:
             self._checked = now
             try:
-                stat = os.stat(self._path)
-                identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                status = os.stat(self._path)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "not a file")  # opening a fifo could wait for ever
+                identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
                 if identity != self._identity:
                     with open(self._path, encoding="utf-8", errors="replace") as file:
                         self._servers = [s for s in self._parse(file.read(_MAX_RESOLV_CONF)) if _is_address(s)]

@@ -35,6 +35,7 @@ class UdpListener:
         self,
         loop: AbstractEventLoop,
         clock: Callable[[], float],
+        flush: Callable[[], None],
         table: UdpTable,
         sock: socket.socket,
         guest: bytes,
@@ -42,6 +43,7 @@ class UdpListener:
     ) -> None:
         self._loop = loop
         self._clock = clock
+        self._flush = flush  # after every event: the timer of a new flow
         self._table = table
         self._sock: socket.socket | None = sock
         self._guest, self._port = guest, port
@@ -54,6 +56,10 @@ class UdpListener:
         return len(self._flows)
 
     def _on_readable(self) -> None:
+        self._receive()
+        self._flush()
+
+    def _receive(self) -> None:
         now = self._clock()
         for _ in range(BATCH):
             sock = self._sock

@@ -7,7 +7,9 @@ import uvloop
 
 from tests.stage import attach, daemon, settings, world
 
-__all__ = ["attach", "daemon", "settings", "world"]
+from .restarts import manager, start
+
+__all__ = ["attach", "daemon", "manager", "settings", "start", "world"]
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-asyncio before 1.4 has it not, and runs on asyncio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import socket
@@ -333,3 +334,24 @@ async def test_many_clients_at_once(world: World, attach: Attach) -> None:
 
         await asyncio.gather(aside(serve), aside(ask_all))
     await until(lambda: guest.network.forwards()[0].connections == 0)
+
+
+async def test_a_udp_client_that_is_never_answered_is_forgotten(world: World, attach: Attach) -> None:
+    """Nothing but its own datagrams sets the network's timer."""
+    guest = await attach()
+    guest.run("sysctl", "-q", "-w", "net.ipv6.conf.tap0.disable_ipv6=1", check=False)
+    port = publish(guest, "udp", 80)
+    udp = guest.network._interface.udp
+    with guest.datagrams(port=80) as server, world.outside.datagrams(OUTSIDE) as client:
+        client.sendto(b"first", (HOST, port))
+        assert await aside(server.recv, 100) == b"first"
+        await until(lambda: guest.network.status().flows["udp"] == 1)
+        udp._limits = dataclasses.replace(udp._limits, udp_idle=0.2)
+        frames = guest.counters()["rx_frames"]
+        with world.outside.datagrams(OUTSIDE) as silent:
+            silent.sendto(b"second", (HOST, port))
+            assert await aside(server.recv, 100) == b"second"
+        assert guest.network.status().flows["udp"] == 2
+        await until(lambda: guest.network.status().flows["udp"] == 1, seconds=5)
+        assert guest.counters()["rx_frames"] == frames
+        assert guest.network.forwards()[0].connections == 1

@@ -10,7 +10,6 @@ import struct
 
 import pytest
 
-from netd.settings import Settings
 from netd.specs import ForwardSpec
 from tests.lab import (
     FORBIDDEN,
@@ -23,6 +22,7 @@ from tests.lab import (
     World,
     aside,
     connected,
+    no_link,
     receive_all,
     refusal,
     send_all,
@@ -31,11 +31,6 @@ from tests.lab import (
 from tests.stage import Attach, Guest
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER
-
-
-@pytest.fixture(params=[True, False], ids=["offload", "plain"])
-def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
-    return settings.model_copy(update={"offload": request.param})
 
 
 async def pair(world: World, guest: Guest, way: str) -> tuple[socket.socket, socket.socket]:
@@ -119,10 +114,8 @@ async def test_the_truth_about_hosts_that_cannot_be_reached(world: World, attach
     assert guest.network.status().flows["tcp"] == 0
 
 
-async def test_a_host_that_never_answers(world: World, attach: Attach, settings: Settings) -> None:
+async def test_a_host_that_never_answers(world: World, attach: Attach) -> None:
     """The guest waits, nobody else does; in the end it hears of it."""
-    if not settings.offload:
-        pytest.skip("takes 3 s and has nothing to do with it")
     world.host.sysctl("tcp_syn_linear_timeouts", "0")
     world.host.sysctl("tcp_syn_retries", "1")  # 1 s, then 2
     guest = await attach()
@@ -191,7 +184,7 @@ async def test_the_end_of_the_network_ends_its_connections(world: World, attach:
         await guest.daemon.detach(guest.network)
         with pytest.raises(ConnectionResetError):
             await aside(theirs.recv, 100)
-    assert not guest.has_link("tap0")
+    await no_link(guest)
 
 
 async def test_last_words_are_delivered(world: World, attach: Attach) -> None:

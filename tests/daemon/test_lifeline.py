@@ -11,19 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import uvloop
 
 from netd.errors import NamespaceUnavailable
 from netd.lifeline import Watch
 from netd.specs import Lifeline
 from tests.lab import open_fds, until
-
-uvloop.new_event_loop().close()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
