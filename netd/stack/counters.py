@@ -33,6 +33,7 @@ class Counters:
         "rx_bytes",
         "rx_frames",
         "tcp_evicted",
+        "tcp_held",
         "tcp_opened",
         "tcp_refused",
         "tcp_refused_limit",
@@ -72,6 +73,7 @@ class Counters:
     rx_bytes: int
     rx_frames: int
     tcp_evicted: int
+    tcp_held: int
     tcp_opened: int
     tcp_refused: int
     tcp_refused_limit: int

@@ -43,9 +43,26 @@ def parse_options(data: bytes | memoryview) -> tuple[int, int]:
     return mss, wscale
 
 
-def syn_options(mss: int, wscale: int) -> bytes:
-    """MSS and, where ``wscale`` is not -1, NOP and window scale."""
+def sack_permitted(data: bytes | memoryview) -> bool:
+    """True if a SYN's options offer SACK (RFC 2018 §2)."""
+    i, end = 0, len(data)
+    while i < end and data[i] != 0:
+        if data[i] == 1:
+            i += 1
+            continue
+        if i + 1 >= end or data[i + 1] < 2:
+            break
+        if data[i] == 4:
+            return True
+        i += data[i + 1]
+    return False
+
+
+def syn_options(mss: int, wscale: int, sack: bool = False) -> bytes:
+    """MSS and, where ``wscale`` is not -1, NOP and window scale; then SACK-permitted."""
     options = b"\x02\x04" + mss.to_bytes(2, "big")
     if wscale >= 0:
         options += b"\x01\x03\x03" + bytes((wscale,))
+    if sack:
+        options += b"\x01\x01\x04\x02"
     return options

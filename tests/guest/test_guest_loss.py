@@ -15,7 +15,7 @@ def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     return settings.model_copy(update={"offload": request.param})
 
 
-@pytest.mark.parametrize("percent", [1])
+@pytest.mark.parametrize("percent", [1, 5])
 @pytest.mark.parametrize("way", ["out", "in"])
 async def test_loss(world: World, attach: Attach, settings: Settings, percent: int, way: str) -> None:
     guest = await attach(mtu=1500)

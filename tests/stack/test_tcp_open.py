@@ -261,7 +261,7 @@ def test_another_syn_in_syn_received_is_challenged(world: World, guest: Guest) -
 def test_a_client_of_a_published_port(world: World, guest: Guest) -> None:
     tcp, stream = guest.is_called(WEB, 6000, 80)
     segment = tcp.sees(SYN, seq=0)
-    assert segment.options == {2: (1460).to_bytes(2, "big"), 3: b"\x07"}
+    assert segment.options == {2: (1460).to_bytes(2, "big"), 3: b"\x07", 4: b""}
     assert not stream.reading
     tcp.sends(SYN | ACK, seq=100, options=tcp.syn_options(1460, 7))
     tcp.sees(ACK, seq=1, ack=101)

@@ -167,7 +167,7 @@ def test_a_window_with_a_new_acknowledgment_is_new_whatever_its_number(world: Wo
     tcp.sees(ACK | PSH, None)
     tcp.sends(ACK | PSH, b"a" * 100, seq=101, ack=20_001, wnd=0)
     stream.gets(b"y")
-    tcp.sees(ACK, ack=201)
+    tcp.sees(ACK, ack=301)
     tcp.sees_nothing()
     tcp.sends(ACK, seq=301, ack=20_001, wnd=5)
     tcp.sees(ACK | PSH, b"y")

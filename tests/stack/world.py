@@ -183,7 +183,8 @@ class World:
     @staticmethod
     def held_by(connection: Connection) -> int:
         """What a connection is to account for: both queues, and what each chunk costs besides its bytes."""
-        return connection.buffered + CHUNK_COST * len(connection.chunks) + len(connection.overflow or b"")
+        held = connection.ahead.held if connection.ahead is not None else 0
+        return connection.buffered + CHUNK_COST * len(connection.chunks) + len(connection.overflow or b"") + held
 
     # -- truths --------------------------------------------------------------------------------------------------
 

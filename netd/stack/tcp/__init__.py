@@ -22,8 +22,12 @@ ACKs and NewReno-style recovery on partial ACKs (RFC 6582), window scale (RFC 73
 every state and half-close both ways, RST and SYN validation (RFC 5961), a short TIME-WAIT, keep-alive answers, bounds
 on flows, half-open flows and memory, with an eviction order.
 
-Left out, on purpose: congestion control (memory is the path), SACK and an out-of-order queue (the TAP loses nothing
-but by overflow; every segment out of order is answered with a duplicate ACK so that the guest's fast retransmit
-fires), timestamps and PAWS, Nagle and delayed ACKs, ECN, urgent data as such (delivered in line), and the check of a
-received payload's checksum where the device vouches for it.
+A small store keeps what comes behind a hole and tells of it in SACK blocks (``ahead``, RFC 2018): without it one lost
+frame makes the guest send all that follows again without a round-trip sample, and its time-out doubles with each
+further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03).
+
+The ACK of a small request waits up to ``ack_delay`` for the answer to carry it, while guest and host take turns.
+
+Left out, on purpose: congestion control (memory is the path), SACK from the guest, timestamps and PAWS, Nagle, ECN,
+urgent data as such (delivered in line), and the checks of checksums where the device vouches for them.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netd.stack.ports import HostStream
+from netd.stack.tcp.ahead import Ahead
 from netd.stack.tcp.sender import DUE, HALF, MASK, NONE, Sender
 from netd.stack.tcp.states import (
     CLOSED,
@@ -41,12 +42,14 @@ class Connection(Sender):
 
     __slots__ = (
         "_draining",
+        "ahead",
         "fin_received",
         "host",
         "irs",
         "key",
         "opened",
         "overflow",
+        "sack",
         "snd_wl1",
         "snd_wl2",
         "state",
@@ -64,6 +67,8 @@ class Connection(Sender):
         self.irs = 0
         self.snd_wl1 = self.snd_wl2 = 0
         self.overflow: bytearray | None = None  # accepted from the guest, not yet taken by the host socket
+        self.sack = False  # the guest understands SACK
+        self.ahead: Ahead | None = None  # accepted from behind a hole
         self.fin_received = False
         self._draining = False
 
@@ -111,7 +116,7 @@ class Connection(Sender):
     def _send_syn(self, flags: int, seq: int) -> None:
         scale, self.rcv_wscale = self.rcv_wscale, 0
         offer = scale if flags == SYN or scale else -1
-        self.emit(seq, flags, options=syn_options(self.table.mss, offer))
+        self.emit(seq, flags, options=syn_options(self.table.mss, offer, self.sack or flags == SYN))
         self.rcv_wscale = scale
 
     def _established(self, now: float) -> None:
@@ -154,6 +159,7 @@ class Connection(Sender):
         """One segment in SYN_RECEIVED or later, in the order of RFC 9293 §3.10.7.4."""
         state = self.state
         size = len(data)
+        segment = data
         if seq != self.rcv_nxt or flags & (RST | SYN):
             trim = self._acceptable(seq, size, flags, now)
             if trim < 0:
@@ -218,7 +224,9 @@ class Connection(Sender):
                         self.host_paused(now)
 
         # Payload
-        if size > 0:
+        if size < 0 and len(segment) and state in RECEIVING:
+            self._hold(seq, segment, flags)
+        elif size > 0:
             if state not in RECEIVING:
                 if state != CLOSED:
                     self.send_ack()
@@ -235,6 +243,12 @@ class Connection(Sender):
             self.guest_spoke = True
             if taken < size:
                 return  # the rest, and a FIN behind it, come again
+            if self.ahead is not None:
+                fin = self.ahead.fin
+                if not self._fill():
+                    return
+                if fin == self.rcv_nxt:
+                    flags |= FIN
             state = self.state
         if flags & FIN and size >= 0 and state in FIN_FROM_GUEST:
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
@@ -279,8 +293,56 @@ class Connection(Sender):
         if not size and not flags & FIN:
             return 0
         counters.drop_tcp_out_of_order += 1
-        self.send_ack()  # one duplicate ACK each, so that the guest's fast retransmit fires (RFC 5681 §3.2)
+        if self.state not in RECEIVING or not size:
+            self.send_ack()
         return size + 1
+
+    def _hold(self, seq: int, data: memoryview, flags: int) -> None:
+        """Keep payload from behind a hole, within the window that was offered and the memory there is."""
+        table = self.table
+        end = (seq + len(data)) & MASK
+        if (self.rcv_adv - end) & MASK < HALF and table.memory.used < table.memory.limit:
+            if self.ahead is None:
+                self.ahead = Ahead()
+            kept = self.ahead.put(seq, data)
+            table.memory.used += kept
+            if flags & FIN:
+                self.ahead.fin = end
+            if kept:
+                table.counters.drop_tcp_out_of_order -= 1
+                table.counters.tcp_held += 1
+        self.send_ack()  # one duplicate ACK each, so that the guest's fast retransmit fires (RFC 5681 §3.2)
+
+    def _fill(self) -> bool:
+        """The hole is filled: on with what was held. False where the host took less than all of it."""
+        ahead = self.ahead
+        assert ahead is not None
+        memory = self.table.memory
+        before = ahead.held
+        while data := ahead.take(self.rcv_nxt):
+            memory.used -= before - ahead.held
+            before = ahead.held
+            taken = self._accept(memoryview(data), len(data))
+            if self.state == CLOSED:
+                return False
+            self.rcv_nxt = (self.rcv_nxt + taken) & MASK
+            if taken < len(data):
+                self._drop_ahead()
+                return False
+        memory.used -= before - ahead.held
+        if not ahead.held:
+            self.ahead = None
+        return True
+
+    def send_ack(self) -> None:
+        """A bare ACK of what has been accepted, and of what is held, now."""
+        ahead = self.ahead
+        self.emit(self.snd_nxt, ACK, options=ahead.option() if ahead is not None and self.sack else b"")
+
+    def _drop_ahead(self) -> None:
+        if self.ahead is not None:
+            self.table.memory.used -= self.ahead.held
+            self.ahead = None
 
     def _accept(self, data: memoryview, size: int) -> int:
         """Payload to the host socket or the overflow; how many bytes were taken."""
@@ -494,6 +556,7 @@ class Connection(Sender):
         self.deadline = NEVER
         self.ack_pending = NONE
         self.forget()
+        self._drop_ahead()
         self.table.remove(self)
         if self._draining:
             self.table.draining[self] = None

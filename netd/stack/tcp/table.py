@@ -103,6 +103,7 @@ class TcpTable:
                 connection.evict()  # RFC 9293 §3.6.1: a new incarnation
             elif state == SYN_SENT:
                 mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at]) if flags & SYN else (0, -1)
+                connection.sack = bool(flags & SYN) and tcp.sack_permitted(frame[at + tcp.SIZE : data_at])
                 mss = max(mss or DEFAULT_MSS, _MIN_MSS)
                 connection.syn_sent_from_guest(seq, ack, flags, wnd, mss, wscale, now)
                 return
@@ -138,10 +139,12 @@ class TcpTable:
         if not self._make_room():
             self._reset(key, seq, 0, SYN, 1)
             return
-        mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at])
+        options = frame[at + tcp.SIZE : data_at]
+        mss, wscale = tcp.parse_options(options)
         mss = min(max(mss or DEFAULT_MSS, _MIN_MSS), self.mss)
         connection = Connection(self, key, self._header(key), self._isn(key, now), mss, CONNECTING, now)
         connection.guest_syn(seq, wnd, wscale)
+        connection.sack = tcp.sack_permitted(options)
         self.connections[key] = self.half_open[key] = connection
         # The relay tells the outcome later, never from within this call.
         if target.kind == policy.RESOLVER:
