@@ -16,7 +16,7 @@ class ForwardSpec:
     protocol: str  # "tcp" | "udp"
     host_port: int  # 0: the kernel chooses (only with range 1)
     container_port: int
-    host_ip: str = ""  # an IPv4 literal; "" is every address of the host
+    host_ip: str = ""  # an IPv4 or IPv6 literal; "" is every address of the host, of both families
     range: int = 1  # how many consecutive ports
     container_ip: str = ""  # "" is the network's guest address
 
@@ -48,6 +48,12 @@ class NetworkSpec:
     dns_ip: str = "10.0.2.3"  # "" is no DNS address at all
     allow_host_loopback: bool = False
     outbound_ip: str = ""  # source address of the host's sockets, "" is the kernel's choice
+    cidr6: str = ""  # "fd00::/64"; "" is no IPv6 at all, and the five below do not count
+    guest_ip6: str = ""  # "" is the address that SLAAC makes of the prefix and the TAP's MAC (RFC 4291, appendix A)
+    gateway_ip6: str = ""  # stands for the host, as ``gateway_ip`` does
+    dns_ip6: str = ""
+    router_ip6: str = "fe80::2"  # link-local: who advertises itself, and the default route's next hop
+    outbound_ip6: str = ""
 
 
 @dataclass(frozen=True, slots=True)
