@@ -14,7 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from netd.stack.flow import UdpFlow
-from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, PORT_UNREACHABLE, Buffer
+from netd.stack.ports import (
+    ADMIN_PROHIBITED,
+    HOST_UNREACHABLE,
+    NET_UNREACHABLE,
+    PORT_UNREACHABLE,
+    Buffer,
+    HostError,
+)
 from netd.wire.icmpv4 import DEST_UNREACHABLE
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ class Datagrams:
         self._flows += 1
         flow.address = (socket.inet_ntoa(flow.target), flow.target_port)
 
-    def send(self, flow: UdpFlow, payload: Buffer) -> None:
+    def send(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
         """To the flow's peer."""
         sock = self._sock
         if sock is None:
@@ -122,7 +129,7 @@ class Datagrams:
                 error = e.errno or 0
         self._table.counters.drop_udp_host += 1
         if error in _CODES:
-            flow.refused(_CODES[error])
+            flow.refused(HostError(DEST_UNREACHABLE, _CODES[error]))
 
     def _on_readable(self) -> None:
         self._receive()
@@ -162,7 +169,7 @@ class Datagrams:
             found = True
             ip, port, code, _ = error
             if ip and code != SILENT:
-                self._table.host_error(self._guest, self._port, socket.inet_aton(ip), port, code)
+                self._table.host_error(self._guest, self._port, socket.inet_aton(ip), port, HostError(DEST_UNREACHABLE, code))
         if sock is self._sock:
             # libuv stops to watch a descriptor for good once it has polled POLLERR (uv__poll_io), and tells nobody.
             self._loop.remove_reader(sock.fileno())

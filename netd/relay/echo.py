@@ -8,7 +8,7 @@ from asyncio import AbstractEventLoop
 
 from netd.relay.datagram import IP_RECVERR, SILENT, read_error
 from netd.stack.flow import EchoFlow
-from netd.stack.ports import HOST_UNREACHABLE, Buffer
+from netd.stack.ports import HOST_UNREACHABLE, Buffer, HostError
 from netd.wire import icmpv4
 
 _ECHO = struct.Struct("!BBHHH")  # type code checksum id sequence; the kernel fills in checksum and id
@@ -34,7 +34,7 @@ class Echo:
         self._sock: socket.socket | None = sock
         loop.add_reader(sock.fileno(), self._on_readable)
 
-    def send(self, flow: EchoFlow, sequence: int, payload: Buffer) -> None:
+    def send(self, flow: EchoFlow, sequence: int, payload: Buffer, hops: int) -> None:
         """One echo request."""
         sock = self._sock
         if sock is None:
@@ -50,7 +50,7 @@ class Echo:
                 if not self._read_errors():
                     break
                 # else it was an earlier request's fate
-        flow.refused(HOST_UNREACHABLE, sequence)
+        flow.refused(HostError(icmpv4.DEST_UNREACHABLE, HOST_UNREACHABLE), sequence)
 
     def _on_readable(self) -> None:
         sock = self._sock
@@ -80,7 +80,7 @@ class Echo:
             found = True
             _, _, code, quoted = error
             if code != SILENT and len(quoted) >= icmpv4.SIZE:
-                self._flow.refused(code, quoted[6] << 8 | quoted[7])
+                self._flow.refused(HostError(icmpv4.DEST_UNREACHABLE, code), quoted[6] << 8 | quoted[7])
         self._loop.remove_reader(sock.fileno())  # see datagram: libuv has stopped to watch it
         self._loop.add_reader(sock.fileno(), self._on_readable)
         return found

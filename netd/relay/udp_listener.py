@@ -83,7 +83,7 @@ class UdpListener:
     def adopt(self, flow: UdpFlow) -> None:
         """Nothing to do: ``_on_readable`` knows its flows."""
 
-    def send(self, flow: UdpFlow, payload: Buffer) -> None:
+    def send(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
         """The guest answers a client."""
         if self._sock is not None and flow.address is not None:
             client, source = flow.address

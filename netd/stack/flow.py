@@ -9,7 +9,7 @@ from netd.wire import icmpv4, ipv4, udp
 
 if TYPE_CHECKING:
     from netd.stack.icmp import Icmp
-    from netd.stack.ports import HostDatagrams, HostEcho
+    from netd.stack.ports import HostDatagrams, HostEcho, HostError
     from netd.stack.udp import UdpTable
 
 
@@ -47,13 +47,13 @@ class UdpFlow:
         self.host = None
         self.address = None
 
-    def to_guest(self, payload: bytes | memoryview) -> None:
-        """A datagram from the peer."""
-        self.table.to_guest(self, payload)
+    def to_guest(self, payload: bytes | memoryview, segment: int = 0, tos: int = 0) -> None:
+        """A datagram from the peer, or with ``segment`` > 0 several of that size (UDP GRO); ``tos`` as it came."""
+        self.table.to_guest(self, payload, segment, tos)
 
-    def refused(self, code: int) -> None:
-        """The host was told that the peer is unreachable (``code`` as in ICMP)."""
-        self.table.error_to_guest(self, code)
+    def refused(self, error: HostError) -> None:
+        """What the host was told of a datagram to the peer."""
+        self.table.error_to_guest(self, error)
 
     def quote(self) -> bytes:
         """What an ICMP error quotes: the header of a datagram of this flow."""
@@ -83,9 +83,9 @@ class EchoFlow:
         """An echo reply from the outside."""
         self.icmp.reply_to_guest(self, sequence, payload)
 
-    def refused(self, code: int, sequence: int = 0) -> None:
-        """Unreachable, said the host (``code`` as in ICMP)."""
-        self.icmp.error_to_guest(self, code, sequence)
+    def refused(self, error: HostError, sequence: int = 0) -> None:
+        """What the host was told of the request with that number."""
+        self.icmp.error_to_guest(self, error, sequence)
 
     def quote(self, sequence: int) -> bytes:
         """What an ICMP error quotes: the header of a request of this flow."""

@@ -9,7 +9,7 @@ from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters
 from netd.stack.flow import EchoFlow
 from netd.stack.limits import Limits
-from netd.stack.ports import Host
+from netd.stack.ports import Host, HostError
 from netd.stack.timers import Timers
 from netd.wire import checksum, icmpv4
 
@@ -17,6 +17,11 @@ from netd.wire import checksum, icmpv4
 def unreachable(code: int, quote: bytes) -> bytes:
     """Destination unreachable for the datagram that begins with ``quote`` (its IP header and 8 bytes, RFC 792)."""
     return icmpv4.build(icmpv4.DEST_UNREACHABLE, code, 0, 0, quote)
+
+
+def error(error: HostError, quote: bytes) -> bytes:
+    """The ICMP error that says what the host was told (RFC 792; RFC 1191 §4 for the MTU)."""
+    return icmpv4.build(error.type, error.code, 0, min(error.info, 0xFFFF), quote)
 
 
 class Icmp:
@@ -83,16 +88,16 @@ class Icmp:
             flow.host = socket
             self.flows[key] = flow
         self._timers.arm(flow, now + self._limits.echo_idle)
-        flow.host.send(flow, sequence, payload)
+        flow.host.send(flow, sequence, payload, frame[22] << 8 | frame[15])
 
     def reply_to_guest(self, flow: EchoFlow, sequence: int, payload: bytes) -> None:
         """An echo reply came back."""
         self._send_icmp(flow.guest, icmpv4.build(icmpv4.ECHO_REPLY, 0, flow.ident, sequence, payload), flow.remote)
 
-    def error_to_guest(self, flow: EchoFlow, code: int, sequence: int) -> None:
-        """The host could not send, or was told that ``flow.remote`` is unreachable."""
-        quote = flow.quote(sequence)
-        self._send_icmp(flow.guest, unreachable(code, quote), self._addressing.gateway)
+    def error_to_guest(self, flow: EchoFlow, reason: HostError, sequence: int) -> None:
+        """What the host was told of a request, or why it could not be sent."""
+        message = error(reason, flow.quote(sequence))
+        self._send_icmp(flow.guest, message, reason.offender or self._addressing.gateway)
 
     def expire(self, flow: EchoFlow) -> None:
         """The flow's time is over."""

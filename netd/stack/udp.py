@@ -15,7 +15,7 @@ from netd.stack.counters import Counters
 from netd.stack.flow import UdpFlow
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
-from netd.stack.ports import Host, HostDatagrams, Transmit
+from netd.stack.ports import Host, HostDatagrams, HostError, Transmit
 from netd.stack.timers import NEVER, Timers
 from netd.wire import checksum, dns, ethernet, icmpv4, ipv4, udp
 
@@ -31,7 +31,7 @@ class UdpTable:
         addressing: Addressing,
         neighbors: Neighbors,
         transmit: Transmit,
-        send_icmp: Callable[[bytes, bytes], None],
+        send_icmp: Callable[[bytes, bytes, bytes], None],
         host: Host,
         limits: Limits,
         counters: Counters,
@@ -83,7 +83,7 @@ class UdpTable:
         if flow.host is None:
             self._host.resolve(flow, payload)
         else:
-            flow.host.send(flow, payload)
+            flow.host.send(flow, payload, frame[22] << 8 | frame[15], 0)
 
     def _open(self, frame: memoryview, at: int, key: bytes, dport: int) -> UdpFlow | None:
         counters = self.counters
@@ -96,7 +96,7 @@ class UdpTable:
                 counters.drop_martian += 1
             return None
         if target.kind == policy.REFUSE:
-            self._send_icmp(key[:4], icmp.unreachable(target.code, bytes(frame[14 : at + 8])))
+            self._send_icmp(key[:4], icmp.unreachable(target.code, bytes(frame[14 : at + 8])), b"")
             return None
         idle = self._limits.udp_idle_dns if dport == dns.PORT else self._limits.udp_idle
         flow = UdpFlow(self, key, target.ip, dport, idle)
@@ -104,7 +104,7 @@ class UdpTable:
             flow.host = self._host.open_datagrams(flow)
             if flow.host is None:
                 counters.drop_udp_host += 1
-                self._send_icmp(key[:4], icmp.unreachable(icmpv4.ADMIN_PROHIBITED, bytes(frame[14 : at + 8])))
+                self._send_icmp(key[:4], icmp.unreachable(icmpv4.ADMIN_PROHIBITED, bytes(frame[14 : at + 8])), b"")
                 return None
         self._make_room()
         self.flows[key] = flow
@@ -130,9 +130,19 @@ class UdpTable:
         return addressing.gateway if addressing.on_link(ip) else ip
 
     def from_host(
-        self, guest: bytes, guest_port: int, ip: bytes, port: int, host: HostDatagrams, payload: memoryview, now: float
+        self,
+        guest: bytes,
+        guest_port: int,
+        ip: bytes,
+        port: int,
+        host: HostDatagrams,
+        payload: memoryview,
+        now: float,
+        segment: int = 0,
+        tos: int = 0,
     ) -> None:
-        """A datagram from ``ip``:``port`` for the socket of the guest's endpoint."""
+        """A datagram from ``ip``:``port`` for the socket of the guest's endpoint, or with ``segment`` > 0 several of
+        that size (UDP GRO)."""
         remote = self.remote_seen(ip)
         if remote is None:
             self.counters.drop_udp_host += 1
@@ -144,7 +154,7 @@ class UdpTable:
         flow.deadline = now + flow.idle
         if flow.deadline < flow.hinted:
             self._timers.arm(flow, flow.deadline)
-        self.to_guest(flow, payload)
+        self.to_guest(flow, payload, segment, tos)
 
     def _adopt(self, key: bytes, ip: bytes, port: int, host: HostDatagrams) -> UdpFlow:
         idle = self._limits.udp_idle_dns if port == dns.PORT else self._limits.udp_idle
@@ -179,9 +189,13 @@ class UdpTable:
         self._timers.arm(flow, now + flow.idle)
         return flow
 
-    def to_guest(self, flow: UdpFlow, payload: bytes | memoryview) -> None:
-        """One datagram to the guest, as from ``flow.remote``."""
+    def to_guest(self, flow: UdpFlow, payload: bytes | memoryview, segment: int = 0, tos: int = 0) -> None:
+        """One datagram to the guest, as from ``flow.remote``; several where ``segment`` says their size."""
         size = len(payload)
+        if 0 < segment < size:
+            for start in range(0, size, segment):
+                self.to_guest(flow, payload[start : start + segment], 0, tos)
+            return
         counters = self.counters
         if size > self._max_payload:
             counters.drop_udp_too_big += 1
@@ -204,17 +218,17 @@ class UdpTable:
             header += udp.HEADER.pack(flow.remote_port, flow.guest_port, length, number)
             self._transmit(header, payload, 0, 0, 0)
 
-    def host_error(self, guest: bytes, guest_port: int, ip: bytes, port: int, code: int) -> None:
-        """The host was told that ``ip``:``port`` is unreachable for the guest's endpoint."""
+    def host_error(self, guest: bytes, guest_port: int, ip: bytes, port: int, error: HostError) -> None:
+        """What the host was told of a datagram of the guest's endpoint to ``ip``:``port``."""
         remote = self.remote_seen(ip)
         if remote is not None:
             flow = self.flows.get(guest + remote + guest_port.to_bytes(2, "big") + port.to_bytes(2, "big"))
             if flow is not None:
-                self.error_to_guest(flow, code)
+                self.error_to_guest(flow, error)
 
-    def error_to_guest(self, flow: UdpFlow, code: int) -> None:
-        """ICMP unreachable for a datagram of this flow."""
-        self._send_icmp(flow.guest, icmp.unreachable(code, flow.quote()))
+    def error_to_guest(self, flow: UdpFlow, error: HostError) -> None:
+        """The ICMP error for a datagram of this flow."""
+        self._send_icmp(flow.guest, icmp.error(error, flow.quote()), error.offender)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

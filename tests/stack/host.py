@@ -148,7 +148,7 @@ class FakeDatagrams:
         self.sent: list[tuple[bytes, int, bytes]] = []
         self.closed = False
 
-    def send(self, flow: UdpFlow, payload: ports.Buffer) -> None:
+    def send(self, flow: UdpFlow, payload: ports.Buffer, hops: int, segment: int) -> None:
         assert flow in self.flows, "sends for a flow it does not serve"
         if self.closed:
             self.world.host.faults.append("datagram after close")
@@ -175,7 +175,7 @@ class FakeDatagrams:
 
     def learns(self, ip: bytes, port: int, code: int) -> None:
         """An ICMP error about ``ip``:``port``."""
-        self.world.interface.udp.host_error(self.guest, self.port, ip, port, code)
+        self.world.interface.udp.host_error(self.guest, self.port, ip, port, ports.HostError(3, code))
 
 
 class FakeListener:
@@ -187,7 +187,7 @@ class FakeListener:
         self.flows: list[UdpFlow] = []
         self.sent: list[tuple[bytes, int, bytes]] = []
 
-    def send(self, flow: UdpFlow, payload: ports.Buffer) -> None:
+    def send(self, flow: UdpFlow, payload: ports.Buffer, hops: int, segment: int) -> None:
         self.sent.append((flow.target, flow.target_port, bytes(payload)))
 
     def adopt(self, flow: UdpFlow) -> None:
@@ -214,7 +214,7 @@ class FakeEcho:
         self.sent: list[tuple[int, bytes]] = []
         self.closed = False
 
-    def send(self, flow: EchoFlow, sequence: int, payload: ports.Buffer) -> None:
+    def send(self, flow: EchoFlow, sequence: int, payload: ports.Buffer, hops: int) -> None:
         assert flow is self.flow and not self.closed
         self.sent.append((sequence, bytes(payload)))
 

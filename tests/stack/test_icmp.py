@@ -6,7 +6,7 @@ import pytest
 from wire import oracle
 
 from netd.stack.limits import Limits
-from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE
+from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, HostError
 
 from .guest import Guest
 from .world import DNS, GATEWAY, WEB, World, ip
@@ -72,7 +72,7 @@ def test_no_ping_socket_is_said(world: World, guest: Guest, code: int) -> None:
 
 def test_unreachable_said_by_the_host(world: World, guest: Guest) -> None:
     guest.sends_echo(WEB, 0x1234, 9)
-    world.host.echoes[0].flow.refused(HOST_UNREACHABLE, 9)
+    world.host.echoes[0].flow.refused(HostError(3, HOST_UNREACHABLE), 9)
     quoted = guest.sees_unreachable(HOST_UNREACHABLE, GATEWAY, 1, WEB)
     assert quoted[0] == 8 and quoted[4:] == b"\x12\x34\x00\x09"
 

@@ -6,7 +6,7 @@ import pytest
 from wire import oracle
 
 from netd.stack.limits import Limits
-from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, PORT_UNREACHABLE
+from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, PORT_UNREACHABLE, HostError
 
 from .guest import Guest
 from .host import FakeListener
@@ -267,7 +267,7 @@ def test_a_host_error_reaches_the_flow_it_is_about(world: World, guest: Guest) -
 def test_a_refusal_on_sending(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 7, b"a", sport=1234)
     (flow,) = world.interface.udp.flows.values()
-    flow.refused(PORT_UNREACHABLE)
+    flow.refused(HostError(3, PORT_UNREACHABLE))
     guest.sees_unreachable(PORT_UNREACHABLE, GATEWAY, 17, WEB)
 
 
