@@ -169,7 +169,8 @@ class Datagrams:
             found = True
             ip, port, code, _ = error
             if ip and code != SILENT:
-                self._table.host_error(self._guest, self._port, socket.inet_aton(ip), port, HostError(DEST_UNREACHABLE, code))
+                reason = HostError(DEST_UNREACHABLE, code)
+                self._table.host_error(self._guest, self._port, socket.inet_aton(ip), port, reason)
         if sock is self._sock:
             # libuv stops to watch a descriptor for good once it has polled POLLERR (uv__poll_io), and tells nobody.
             self._loop.remove_reader(sock.fileno())

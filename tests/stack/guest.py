@@ -57,6 +57,17 @@ class Guest:
     def sees_nothing(self) -> None:
         assert not self.world.sent, [s.frame.hex() for s in self.world.sent]
 
+    def sees_fragments(self) -> bytes:
+        """The layer 4 of one datagram that comes in fragments, in order."""
+        whole, more = b"", True
+        while more:
+            packet = self.next().packet
+            assert packet is not None and packet.fragment is not None
+            _, offset, more = packet.fragment
+            assert offset == len(whole) and (not more or len(packet.payload) % 8 == 0)
+            whole += packet.payload
+        return whole
+
     def sees_udp(self, src: bytes, sport: int, payload: bytes, dport: int = 5000) -> Sent:
         sent = self.next()
         assert sent.packet is not None and sent.packet.protocol == 17

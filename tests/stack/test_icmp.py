@@ -109,11 +109,19 @@ def test_less_than_a_header(world: World, guest: Guest, size: int) -> None:
     assert world.counters.drop_short == 1
 
 
-def test_an_answer_larger_than_the_link(world: World, guest: Guest) -> None:
+def test_an_answer_larger_than_the_link_comes_in_fragments(world: World, guest: Guest) -> None:
     guest.sends_echo(WEB, 1, 1)
-    world.host.echoes[0].flow.to_guest(1, b"x" * 1473)
+    world.host.echoes[0].flow.to_guest(1, b"x" * 4000)
+    message = guest.sees_fragments()
+    assert oracle.checksum(message) == 0 and message[8:] == b"x" * 4000
     guest.sees_nothing()
-    assert world.counters.drop_udp_too_big == 1
+
+
+def test_an_answer_larger_than_ip(world: World, guest: Guest) -> None:
+    guest.sends_echo(WEB, 1, 1)
+    world.host.echoes[0].flow.to_guest(1, b"x" * 65508)
+    guest.sees_nothing()
+    assert world.counters.drop_too_big == 1
 
 
 def test_the_quote_keeps_ip_options(world: World, guest: Guest) -> None:

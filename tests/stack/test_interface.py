@@ -67,8 +67,9 @@ def test_a_header_checksum_that_is_wrong(world: World, at: int) -> None:
 
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x2001, 0x1FFF, 0x3FFF])
-def test_fragments(world: World, guest: Guest, fragment: int) -> None:
+def test_a_fragment_alone_comes_to_nothing(world: World, guest: Guest, fragment: int) -> None:
     guest.sends_ip(GATEWAY, 1, ECHO, fragment=fragment)
+    world.passes(world.limits.reassembly)
     assert drops(world) == {"drop_fragment": 1}
 
 

@@ -20,13 +20,13 @@ octets = st.binary(min_size=4, max_size=4)
 @pytest.mark.parametrize(
     ("dst", "port", "loopback", "target"),
     [
-        ("10.0.2.2", 80, False, policy.Target(policy.REFUSE, code=0)),
+        ("10.0.2.2", 80, False, policy.Target(policy.REFUSE, reason=0)),
         ("10.0.2.2", 80, True, policy.Target(policy.DIRECT, b"\x7f\x00\x00\x01")),
         ("10.0.2.2", 53, True, policy.Target(policy.DIRECT, b"\x7f\x00\x00\x01")),
         ("10.0.2.3", 53, False, policy.Target(policy.RESOLVER)),
-        ("10.0.2.3", 853, True, policy.Target(policy.REFUSE, code=0)),
-        ("10.0.2.0", 80, True, policy.Target(policy.REFUSE, code=1)),
-        ("10.0.2.254", 80, True, policy.Target(policy.REFUSE, code=1)),
+        ("10.0.2.3", 853, True, policy.Target(policy.REFUSE, reason=0)),
+        ("10.0.2.0", 80, True, policy.Target(policy.REFUSE, reason=1)),
+        ("10.0.2.254", 80, True, policy.Target(policy.REFUSE, reason=1)),
         ("10.0.2.255", 80, True, policy.Target(policy.DROP)),
         ("10.0.1.255", 80, False, policy.Target(policy.DIRECT, b"\x0a\x00\x01\xff")),
         ("10.0.3.0", 80, False, policy.Target(policy.DIRECT, b"\x0a\x00\x03\x00")),
@@ -50,7 +50,7 @@ def test_every_destination_has_one_answer_and_loopback_needs_leave(dst: bytes, p
     target = policy.decide(ADDRESSING, loopback, dst, port)
     assert target.kind in (policy.DIRECT, policy.RESOLVER, policy.DROP, policy.REFUSE)
     assert (len(target.ip) == 4) == (target.kind == policy.DIRECT)
-    assert target.kind != policy.REFUSE or target.code in (0, 1)
+    assert target.kind != policy.REFUSE or target.reason in (0, 1)
     if target.kind == policy.DIRECT:
         address = ipaddress.IPv4Address(target.ip)
         if address.is_loopback:

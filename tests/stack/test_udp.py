@@ -243,11 +243,20 @@ def test_a_socket_that_cannot_be_opened(world: World, guest: Guest) -> None:
     assert world.interface.flow_counts()["udp"] == 0
 
 
-def test_too_big_for_the_link(world: World, guest: Guest) -> None:
+def test_too_big_for_the_link_comes_in_fragments(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 1, b"a")
-    world.host.sockets[0].gets(WEB, 1, b"x" * 1473)
+    payload = bytes(range(256)) * 234
+    world.host.sockets[0].gets(WEB, 1, payload)
+    datagram = guest.sees_fragments()
+    assert datagram[4:6] == (len(payload) + 8).to_bytes(2, "big") and datagram[8:] == payload
+    assert oracle.checksum(oracle.pseudo_header(WEB, GUEST, 17, len(datagram)) + datagram) == 0
+
+
+def test_too_big_for_ip(world: World, guest: Guest) -> None:
+    guest.sends_udp(WEB, 1, b"a")
+    world.host.sockets[0].gets(WEB, 1, b"x" * 65528)
     guest.sees_nothing()
-    assert world.counters.drop_udp_too_big == 1
+    assert world.counters.drop_too_big == 1
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

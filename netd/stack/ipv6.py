@@ -1,0 +1,136 @@
+"""IPv6 from the guest: the header's checks, extension headers, fragments, and on to TCP, UDP, ICMPv6 or NDP."""
+
+from __future__ import annotations
+
+from netd.stack.addressing import Addressing
+from netd.stack.counters import Counters
+from netd.stack.icmp import Icmp
+from netd.stack.ndp import TYPES, Ndp
+from netd.stack.neighbor import Neighbors
+from netd.stack.output import ERROR_MAX, Output
+from netd.stack.reassembly import Reassembly
+from netd.stack.tcp.table import TcpTable
+from netd.stack.udp import UdpTable
+from netd.wire import checksum, ethernet, icmpv6, ipv6
+
+_unpack = ipv6.HEADER.unpack_from
+_AT = ethernet.SIZE
+_DHCP = b"\x02\x23"  # the server's port, 547
+_L4 = ethernet.SIZE + ipv6.SIZE
+_UNRECOGNIZED = 1  # codes of a parameter problem, RFC 4443 §3.4
+
+
+class Ipv6:
+    """Of one interface."""
+
+    def __init__(
+        self,
+        addressing: Addressing,
+        neighbors: Neighbors,
+        reassembly: Reassembly,
+        tcp: TcpTable,
+        udp: UdpTable,
+        icmp: Icmp,
+        ndp: Ndp,
+        output: Output,
+        counters: Counters,
+    ) -> None:
+        self._addressing = addressing
+        self._neighbors = neighbors
+        self._reassembly = reassembly
+        self._tcp = tcp
+        self._udp = udp
+        self._icmp = icmp
+        self._ndp = ndp
+        self._output = output
+        self._counters = counters
+
+    def from_guest(self, frame: memoryview, vouched: bool, segment: int, now: float, reassembled: bool = False) -> None:
+        """One frame, at least Ethernet's and IPv6's headers long; see ``Interface.from_guest``."""
+        counters = self._counters
+        size = len(frame)
+        version_class_flow, length, protocol, hop_limit, src, dst = _unpack(frame, _AT)
+        at, end = _L4, _L4 + length
+        if version_class_flow >> 28 != 6 or end > size:
+            counters.drop_bad_header += 1
+            return
+        if protocol in ipv6.EXTENSIONS or protocol == ipv6.FRAGMENT:
+            protocol, at = ipv6.walk(frame, at, end, protocol)
+            if protocol < 0:
+                counters.drop_bad_header += 1
+                return
+            if protocol == ipv6.FRAGMENT:
+                if reassembled:  # a fragment in a fragment: nobody makes these, and they would nest without end
+                    counters.drop_fragment += 1
+                    return
+                self._fragment(frame, at, end, src, dst, now)
+                return
+        if protocol == ipv6.TCP:
+            key = bytes(frame[22:58]) if at == _L4 and length >= 4 else src + dst + bytes(frame[at : at + 4])
+            if key not in self._tcp.connections and not self._source_allowed(frame, src):
+                return
+            self._tcp.from_guest(frame, at, end, key, vouched, now)
+        elif protocol == ipv6.UDP:
+            key = bytes(frame[22:58]) if at == _L4 and length >= 4 else src + dst + bytes(frame[at : at + 4])
+            if key not in self._udp.flows:
+                if key[-2:] == _DHCP and self._udp.dhcp(frame, at, end, key, now):
+                    return
+                if not self._source_allowed(frame, src):
+                    return
+            hops = hop_limit << 8 | version_class_flow >> 20 & 0xFF
+            self._udp.from_guest(frame, at, end, key, vouched, segment, hops, now)
+        elif protocol == ipv6.ICMPV6:
+            self._icmpv6(frame, at, end, src, dst, hop_limit << 8 | version_class_flow >> 20 & 0xFF, now)
+        elif protocol == ipv6.NO_NEXT:
+            counters.drop_protocol += 1
+        else:
+            counters.drop_protocol += 1
+            if dst[0] != 0xFF and self._source_allowed(frame, src):
+                # RFC 8200 §4: an unrecognized next header; the pointer is where it stands
+                pointer = 6 if at == _L4 else at - _AT
+                quote = frame[_AT:end][:ERROR_MAX]
+                self._output.icmp(src, icmpv6.PARAMETER_PROBLEM, _UNRECOGNIZED, pointer, quote)
+
+    def _icmpv6(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, hops: int, now: float) -> None:
+        counters = self._counters
+        if end - at < icmpv6.SIZE:
+            counters.drop_short += 1
+            return
+        pseudo = checksum.pseudo(src, dst, ipv6.ICMPV6, end - at)
+        if not checksum.valid(pseudo + checksum.total(frame[at:end])):
+            counters.drop_bad_checksum += 1
+            return
+        if frame[at] in TYPES:
+            self._ndp.from_guest(frame, at, end, src, dst)
+        elif self._source_allowed(frame, src):
+            self._icmp.from_guest6(frame, at, end, src, dst, hops, now)
+
+    def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
+        """A new flow's source must be an address of the guest's link that is not ours; its MAC is learned."""
+        addressing = self._addressing
+        if addressing.ours(src) or not addressing.on_link(src):
+            self._counters.drop_martian += 1
+            return False
+        self._neighbors.learn(src, bytes(frame[6:12]))
+        return True
+
+    def _fragment(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, now: float) -> None:
+        """Part of a datagram; the last missing one takes the whole datagram through again."""
+        if end - at < ipv6.FRAGMENT_SIZE:
+            self._counters.drop_fragment += 1
+            return
+        if not self._source_allowed(frame, src):
+            return
+        protocol, _, offset, ident = ipv6.FRAGMENT_HEADER.unpack_from(frame, at)
+        at += ipv6.FRAGMENT_SIZE
+        key = src + dst + ident.to_bytes(4, "big")
+        more = bool(offset & ipv6.MORE)
+        quote = bytes(frame[_AT:end][:ERROR_MAX])
+        if not offset & ipv6.OFFSET and not more:  # an atomic fragment, RFC 6946: by itself
+            whole = bytes(frame[at:end])
+        else:
+            whole = self._reassembly.add(key, offset & ipv6.OFFSET, more, frame[at:end], quote, now)
+        if whole:
+            class_ = (frame[14] & 15) << 4 | frame[15] >> 4
+            header = ipv6.build(src, dst, protocol, len(whole), frame[21], class_)
+            self.from_guest(memoryview(bytes(frame[:_AT]) + header + whole), False, 0, now, True)
