@@ -19,6 +19,7 @@ from collections.abc import Callable
 from netd.errors import PortInUse
 from netd.link.tap import Tap
 from netd.netns.plan import OpenTap, TapPlan
+from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
 from netd.services import dns
@@ -26,7 +27,6 @@ from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, Networ
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
-from netd.wakeful import Wakeful
 from netd.wire.ipv6 import interface_identifier
 
 clock = time.monotonic
@@ -98,7 +98,7 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
-        wakeful: Wakeful,
+        pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
     ) -> None:
@@ -114,7 +114,7 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
-        self._wakeful = wakeful
+        self._pace = pace
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -133,6 +133,7 @@ class Network:
             uso=tap.uso,
         )
         interface = self._interface
+        self._host.pace = pace
         self._host.udp = interface.udp
         self._host.resolver = resolver.Resolver(loop, dns, name_servers, interface.counters, spec.outbound_ip)
         self._forwards = forwards.Forwards(
@@ -146,7 +147,7 @@ class Network:
 
     def _on_frames(self) -> None:
         interface = self._interface
-        alive = self._link.receive(interface.from_guest, clock())
+        alive = self._link.receive(interface.from_guest, clock(), self._pace.turn)
         self._flush()
         if not alive:
             self._loop.remove_reader(self.tap.fd)
@@ -156,7 +157,7 @@ class Network:
         """After every event: pending ACKs out, the one timer where it must be."""
         interface = self._interface
         interface.flush()
-        self._wakeful.event()
+        self._pace.event(self)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
             if self._timer is not None:
@@ -278,7 +279,7 @@ class Network:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
-            self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
+            self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
         self._closed = True
         self._forwards.close(kept)
         if kept:

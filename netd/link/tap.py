@@ -6,12 +6,12 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from netd.wire import vnet_hdr
 
 FRAME_MAX = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
-BATCH = 64  # frames per wake-up,
-BATCH_BYTES = 384 << 10  # and bytes, so that no network starves another: a few tens of microseconds
+BATCH = 64  # frames per wake-up at most
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,17 +46,18 @@ class Tap:
         self._skip = vnet_hdr.SIZE if vnet else 0
         self._iov = [_buffer]
 
-    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float) -> bool:
-        """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, segment, now)``; False once the device is gone.
+    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float) -> bool:
+        """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, segment, now)``, or as many as ``turn`` seconds from
+        ``now`` allow, one at least; False once the device is gone.
 
         ``vouched``: the device says the layer-4 checksum is right or still to be completed (virtio_net.h).
         ``segment`` > 0: several UDP datagrams of that payload size in one frame (GSO_UDP_L4).
         """
         fd, iov, skip = self.fd, self._iov, self._skip
-        readv = os.readv
+        readv, clock = os.readv, monotonic
         view, buffer = _view, _buffer
         try:
-            budget = BATCH_BYTES
+            until = now + turn
             for _ in range(BATCH):
                 size = readv(fd, iov)
                 if skip:
@@ -64,8 +65,7 @@ class Tap:
                     deliver(view[skip:size], buffer[0] != 0, segment, now)
                 else:
                     deliver(view[:size], False, 0, now)
-                budget -= size
-                if budget < 0:
+                if clock() > until:
                     break
         except BlockingIOError:
             return True

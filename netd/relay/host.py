@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
 from netd.relay.resolver import Resolver
-from netd.relay.stream import Stream
+from netd.relay.stream import Pace, Stream
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
 from netd.wire import dns
@@ -27,6 +27,7 @@ class HostNetwork:
 
     udp: UdpTable
     resolver: Resolver
+    pace: Pace
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], source: str
@@ -40,7 +41,7 @@ class HostNetwork:
 
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
-        return Stream(self._loop, self._clock, self._flush, sock)
+        return Stream(self._loop, self._clock, self._flush, self.pace, sock)
 
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
         """To ``ip``:``port``."""

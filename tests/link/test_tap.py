@@ -41,7 +41,7 @@ class Link:
         before = -1
         while len(frames) != before:
             before = len(frames)
-            assert self.tap.receive(lambda view, vouched, segment, now: frames.append((bytes(view), vouched)), 1.5)
+            assert self.tap.receive(lambda view, vouched, segment, now: frames.append((bytes(view), vouched)), 1.5, 1e9)
         return frames
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def test_frames_come_in_order_and_no_more_than_a_batch_at_once(link: Link) -> No
         link.guest.send(one)
     for size in (BATCH, BATCH, 10, 0):
         got: list[tuple[bytes, float]] = []
-        assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0)  # type: ignore[misc]
+        assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0, 1e9)  # type: ignore[misc]
         assert got == [(one, 7.0) for one in sent[:size]]
         del sent[:size]
 
@@ -176,7 +176,7 @@ def test_deleted_is_gone(link: Link) -> None:
     link.guest.send(frame(b"still queued"))
     link.netns.ip("link delete tap0")
     assert not is_attached(link.tap.fd)
-    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0)
+    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0, 1.0)
     assert not link.tap.transmit(vnet_hdr.PLAIN + bytes(14), b"x")
 
 
