@@ -17,7 +17,7 @@ _unpack = ipv6.HEADER.unpack_from
 _AT = ethernet.SIZE
 _DHCP = b"\x02\x23"  # the server's port, 547
 _L4 = ethernet.SIZE + ipv6.SIZE
-_UNRECOGNIZED = 1  # codes of a parameter problem, RFC 4443 §3.4
+_ERRONEOUS, _UNRECOGNIZED = 0, 1  # codes of a parameter problem, RFC 4443 §3.4
 
 
 class Ipv6:
@@ -50,12 +50,12 @@ class Ipv6:
         counters = self._counters
         size = len(frame)
         version_class_flow, length, protocol, hop_limit, src, dst = _unpack(frame, _AT)
-        at, end = _L4, _L4 + length
+        at, end, named_at = _L4, _L4 + length, _AT + ipv6.NEXT_HEADER_OFFSET
         if version_class_flow >> 28 != 6 or end > size:
             counters.drop_bad_header += 1
             return
         if protocol in ipv6.EXTENSIONS or protocol == ipv6.FRAGMENT:
-            protocol, at = ipv6.walk(frame, at, end, protocol)
+            protocol, at, named_at = ipv6.walk(frame, at, end, protocol)
             if protocol < 0:
                 counters.drop_bad_header += 1
                 return
@@ -83,13 +83,12 @@ class Ipv6:
             self._icmpv6(frame, at, end, src, dst, hop_limit << 8 | version_class_flow >> 20 & 0xFF, now)
         elif protocol == ipv6.NO_NEXT:
             counters.drop_protocol += 1
-        else:
+        elif self._source_allowed(frame, src):
             counters.drop_protocol += 1
-            if dst[0] != 0xFF and self._source_allowed(frame, src):
-                # RFC 8200 §4: an unrecognized next header; the pointer is where it stands
-                pointer = 6 if at == _L4 else at - _AT
-                quote = frame[_AT:end][:ERROR_MAX]
-                self._output.icmp(src, icmpv6.PARAMETER_PROBLEM, _UNRECOGNIZED, pointer, quote)
+            if dst[0] != 0xFF:
+                # RFC 8200 §4, §4.4: the pointer is where the unrecognized next header, or routing type, is named
+                code, at = (_ERRONEOUS, at + 2) if protocol == ipv6.ROUTING else (_UNRECOGNIZED, named_at)
+                self._output.icmp(src, icmpv6.PARAMETER_PROBLEM, code, at - _AT, frame[_AT:end][:ERROR_MAX])
 
     def _icmpv6(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, hops: int, now: float) -> None:
         counters = self._counters
