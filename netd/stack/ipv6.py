@@ -80,6 +80,9 @@ class Ipv6:
             hops = hop_limit << 8 | version_class_flow >> 20 & 0xFF
             self._udp.from_guest(frame, at, end, key, vouched, segment, hops, now)
         elif protocol == ipv6.ICMPV6:
+            if reassembled and at < end and frame[at] in TYPES:
+                counters.drop_ndp += 1  # RFC 6980 §5
+                return
             self._icmpv6(frame, at, end, src, dst, hop_limit << 8 | version_class_flow >> 20 & 0xFF, now)
         elif protocol == ipv6.NO_NEXT:
             counters.drop_protocol += 1
