@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from netd.stack.addressing import Addressing
+from netd.stack.addressing import Addressing, is_group
 from netd.stack.counters import Counters
 from netd.stack.icmp import Icmp
 from netd.stack.ndp import TYPES, Ndp
 from netd.stack.neighbor import Neighbors
 from netd.stack.output import ERROR_MAX, Output
-from netd.stack.reassembly import Reassembly
+from netd.stack.reassembly import PACKET_MAX, Reassembly
 from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, icmpv6, ipv6
@@ -118,21 +118,34 @@ class Ipv6:
 
     def _fragment(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, now: float) -> None:
         """Part of a datagram; the last missing one takes the whole datagram through again."""
-        if end - at < ipv6.FRAGMENT_SIZE:
+        data_at = at + ipv6.FRAGMENT_SIZE
+        if is_group(dst):
+            self._counters.drop_group += 1
+            return
+        if data_at >= end:
             self._counters.drop_fragment += 1
             return
         if not self._source_allowed(frame, src):
             return
         protocol, _, offset, ident = ipv6.FRAGMENT_HEADER.unpack_from(frame, at)
-        at += ipv6.FRAGMENT_SIZE
-        key = src + dst + ident.to_bytes(4, "big")
-        more = bool(offset & ipv6.MORE)
+        more, offset, size = bool(offset & ipv6.MORE), offset & ipv6.OFFSET, end - data_at
         quote = bytes(frame[_AT:end][:ERROR_MAX])
-        if not offset & ipv6.OFFSET and not more:  # an atomic fragment, RFC 6946: by itself
-            whole = bytes(frame[at:end])
+        if (
+            more and size & 7
+        ) or offset + size > PACKET_MAX:  # RFC 8200 §4.5: the pointer is of the field that is wrong
+            self._counters.drop_fragment += 1
+            pointer = ipv6.LENGTH_OFFSET if more and size & 7 else at + 2 - _AT
+            self._output.icmp(src, icmpv6.PARAMETER_PROBLEM, _ERRONEOUS, pointer, quote)
+        elif not offset and not more:  # an atomic fragment, RFC 6946: by itself
+            self._whole(frame, protocol, quote, bytes(frame[data_at:end]), now)
         else:
-            whole = self._reassembly.add(key, offset & ipv6.OFFSET, more, frame[at:end], quote, now)
-        if whole:
-            class_ = (frame[14] & 15) << 4 | frame[15] >> 4
-            header = ipv6.build(src, dst, protocol, len(whole), frame[21], class_)
-            self.from_guest(memoryview(bytes(frame[:_AT]) + header + whole), False, 0, now, True)
+            key = src + dst + ident.to_bytes(4, "big")
+            datagram = self._reassembly.add(key, offset, more, frame[data_at:end], protocol, quote, now)
+            if datagram is not None:
+                self._whole(frame, datagram.protocol, datagram.quote, datagram.whole(), now)
+
+    def _whole(self, frame: memoryview, protocol: int, first: bytes, payload: bytes, now: float) -> None:
+        """A datagram put together, with the header of its ``first`` fragment."""
+        class_ = (first[0] & 15) << 4 | first[1] >> 4
+        header = ipv6.build(first[8:24], first[24:40], protocol, len(payload), first[7], class_)
+        self.from_guest(memoryview(bytes(frame[:_AT]) + header + payload), False, 0, now, True)

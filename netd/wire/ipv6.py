@@ -8,7 +8,7 @@ from netd.wire.checksum import Bytes
 
 HEADER = Struct("!IHBB16s16s")
 SIZE = 40
-NEXT_HEADER_OFFSET = 6
+LENGTH_OFFSET, NEXT_HEADER_OFFSET = 4, 6
 MTU_MIN = 1280  # RFC 8200 §5
 
 HOP_BY_HOP = 0
