@@ -81,8 +81,7 @@ class Ipv4:
 
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's subnet that is not ours; its MAC is learned."""
-        addressing = self._addressing
-        if addressing.ours(src) or not addressing.on_link(src) or src == addressing.broadcast != addressing.guest:
+        if not self._addressing.may_be_guest(src):
             self._counters.drop_martian += 1
             return False
         self._neighbors.learn(src, bytes(frame[6:12]))

@@ -109,8 +109,7 @@ class Ipv6:
 
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's link that is not ours; its MAC is learned."""
-        addressing = self._addressing
-        if addressing.ours(src) or not addressing.on_link(src):
+        if not self._addressing.may_be_guest(src):
             self._counters.drop_martian += 1
             return False
         self._neighbors.learn(src, bytes(frame[6:12]))

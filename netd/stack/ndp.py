@@ -96,7 +96,7 @@ class Ndp:
             return
         if src == ipv6.UNSPECIFIED:
             self._advertise(ipv6.ALL_NODES)
-        elif self._may_have(src):
+        elif self._addressing.may_be_guest(src):
             self._neighbors.learn(src, found.get(ndp.SOURCE_LINK_LAYER, mac)[:6])
             self._advertise(src)
         else:
@@ -113,12 +113,12 @@ class Ndp:
                 self._counters.drop_ndp += 1
             elif ours:
                 self._answer(target, ipv6.ALL_NODES, ndp.ROUTER | ndp.OVERRIDE)
-            elif self._may_have(target):
+            elif self._addressing.may_be_guest(target):
                 self._neighbors.learn(target, mac)  # about to be the guest's
             else:
                 self._counters.drop_ndp += 1
             return
-        if not self._may_have(src):
+        if not self._addressing.may_be_guest(src):
             self._counters.drop_martian += 1
             return
         self._neighbors.learn(src, found.get(ndp.SOURCE_LINK_LAYER, mac)[:6])
@@ -129,14 +129,10 @@ class Ndp:
 
     def _told(self, target: bytes, options: memoryview) -> None:
         mac = (ndp.options(options) or {}).get(ndp.TARGET_LINK_LAYER)
-        if mac is not None and not mac[0] & 1 and self._may_have(target):
+        if mac is not None and not mac[0] & 1 and self._addressing.may_be_guest(target):
             self._neighbors.learn(target, mac[:6])
         else:
             self._counters.drop_ndp += 1
-
-    def _may_have(self, ip: bytes) -> bool:
-        """Whether the guest may have that address: of the link, and none of ours."""
-        return self._addressing.on_link(ip) and not self._addressing.ours(ip)
 
     def _answer(self, target: bytes, dst: bytes, flags: int) -> None:
         payload = target + ndp.link_layer(ndp.TARGET_LINK_LAYER, self._addressing.mac_of(target))
