@@ -46,6 +46,10 @@ class Addressing:
         """True for an address that this side of the link has."""
         return bool(ip) and ip in (self.gateway, self.dns, self.gateway6, self.dns6, self.router6)
 
+    def may_be_guest(self, ip: bytes) -> bool:
+        """Whether the guest may have that address: of the link, none of ours, and no broadcast address."""
+        return self.on_link(ip) and not self.ours(ip) and (ip != self.broadcast or ip == self.guest)
+
     def gateway_of(self, family: int) -> bytes:
         """The gateway for addresses of that length; b"" where there is none."""
         return self.gateway if family == 4 else self.gateway6
@@ -76,3 +80,8 @@ def is_nowhere(ip: bytes) -> bool:
     if len(ip) == 4:
         return ip[0] == 0
     return ip[:10] == bytes(10) and (ip[10:12] in (b"\x00\x00", b"\xff\xff")) and ip != ipv6.LOOPBACK
+
+
+def is_remote(ip: bytes) -> bool:
+    """An address that somebody beyond this machine may have."""
+    return not (is_group(ip) or is_loopback(ip) or is_nowhere(ip))

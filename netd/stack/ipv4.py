@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netd.stack.addressing import Addressing
+from netd.stack.addressing import Addressing, is_group
 from netd.stack.counters import Counters
 from netd.stack.icmp import Icmp
 from netd.stack.neighbor import Neighbors
@@ -81,8 +81,7 @@ class Ipv4:
 
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's subnet that is not ours; its MAC is learned."""
-        addressing = self._addressing
-        if addressing.ours(src) or not addressing.on_link(src) or src == addressing.broadcast != addressing.guest:
+        if not self._addressing.may_be_guest(src):
             self._counters.drop_martian += 1
             return False
         self._neighbors.learn(src, bytes(frame[6:12]))
@@ -101,15 +100,20 @@ class Ipv4:
         now: float,
     ) -> None:
         """Part of a datagram; the last missing one takes the whole datagram through again."""
+        if is_group(dst) or dst == self._addressing.broadcast:
+            self._counters.drop_group += 1
+            return
         if not self._source_allowed(frame, src):
             return
         key = src + dst + bytes((protocol, ident >> 8, ident & 255))
         more = bool(fragment & ipv4.MF)
         offset = (fragment & ipv4.OFFSET) << 3
-        whole = self._reassembly.add(key, offset, more, frame[at:end], bytes(frame[_AT : at + 8]), now)
-        if whole:
+        quote = bytes(frame[_AT : min(at + 8, end)])
+        datagram = self._reassembly.add(key, offset, more, frame[at:end], protocol, quote, now)
+        if datagram is not None:
+            whole, first = datagram.whole(), datagram.quote
             if ipv4.SIZE + len(whole) > 0xFFFF:
                 self._counters.drop_fragment += 1
                 return
-            header = ipv4.build(src, dst, protocol, len(whole), frame[22], frame[15])
+            header = ipv4.build(src, dst, protocol, len(whole), first[8], first[1])
             self.from_guest(memoryview(bytes(frame[:_AT]) + header + whole), False, 0, now)

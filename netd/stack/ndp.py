@@ -94,11 +94,13 @@ class Ndp:
         if found is None or (src == ipv6.UNSPECIFIED and ndp.SOURCE_LINK_LAYER in found):
             self._counters.drop_ndp += 1  # RFC 4861 §6.1.1
             return
-        if src != ipv6.UNSPECIFIED and self._may_have(src):
+        if src == ipv6.UNSPECIFIED:
+            self._advertise(ipv6.ALL_NODES)
+        elif self._addressing.may_be_guest(src):
             self._neighbors.learn(src, found.get(ndp.SOURCE_LINK_LAYER, mac)[:6])
             self._advertise(src)
         else:
-            self._advertise(ipv6.ALL_NODES)
+            self._counters.drop_martian += 1
 
     def _asked(self, target: bytes, options: memoryview, src: bytes, dst: bytes, mac: bytes) -> None:
         found = ndp.options(options)
@@ -111,28 +113,26 @@ class Ndp:
                 self._counters.drop_ndp += 1
             elif ours:
                 self._answer(target, ipv6.ALL_NODES, ndp.ROUTER | ndp.OVERRIDE)
-            elif self._may_have(target):
+            elif self._addressing.may_be_guest(target):
                 self._neighbors.learn(target, mac)  # about to be the guest's
+            else:
+                self._counters.drop_ndp += 1
             return
-        if not self._may_have(src):
+        if not self._addressing.may_be_guest(src):
             self._counters.drop_martian += 1
             return
         self._neighbors.learn(src, found.get(ndp.SOURCE_LINK_LAYER, mac)[:6])
         if ours:
             self._answer(target, src, ndp.ROUTER | ndp.SOLICITED | ndp.OVERRIDE)
+        else:
+            self._counters.drop_ndp += 1  # nobody else is on the link
 
     def _told(self, target: bytes, options: memoryview) -> None:
-        found = ndp.options(options)
-        if found is None or not self._may_have(target):
-            self._counters.drop_ndp += 1
-            return
-        mac = found.get(ndp.TARGET_LINK_LAYER, b"")
-        if len(mac) >= 6:
+        mac = (ndp.options(options) or {}).get(ndp.TARGET_LINK_LAYER)
+        if mac is not None and not mac[0] & 1 and self._addressing.may_be_guest(target):
             self._neighbors.learn(target, mac[:6])
-
-    def _may_have(self, ip: bytes) -> bool:
-        """Whether the guest may have that address: of the link, and none of ours."""
-        return self._addressing.on_link(ip) and not self._addressing.ours(ip)
+        else:
+            self._counters.drop_ndp += 1
 
     def _answer(self, target: bytes, dst: bytes, flags: int) -> None:
         payload = target + ndp.link_layer(ndp.TARGET_LINK_LAYER, self._addressing.mac_of(target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netd.stack.addressing import Addressing
+from netd.stack.addressing import Addressing, is_remote
 from netd.stack.counters import Counters
 from netd.stack.headers import TTL
 from netd.stack.neighbor import Neighbors
@@ -119,7 +119,10 @@ class Output:
             self.icmp(guest, icmpv6.DEST_UNREACHABLE, code, 0, quote[:ERROR_MAX])
 
     def error(self, guest: bytes, error: HostError, quote: bytes) -> None:
-        """What the host was told (RFC 792, RFC 4443; RFC 1191 §4 for the MTU), as from whoever said it."""
-        src = error.offender if len(error.offender) == len(guest) else b""
+        """What the host was told (RFC 792, RFC 4443; RFC 1191 §4 for the MTU), as from whoever said it, if the guest
+        can know of them."""
+        src = error.offender
+        if len(src) != len(guest) or not is_remote(src) or self._addressing.on_link(src):
+            src = b""
         rest = min(error.info, 0xFFFF) if len(guest) == 4 else error.info & 0xFFFFFFFF
         self.icmp(guest, error.type, error.code, rest, quote, src)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netd.stack.addressing import LOOPBACK, Addressing, is_group, is_loopback, is_nowhere
+from netd.stack.addressing import LOOPBACK, Addressing, is_remote
 from netd.wire import dns, icmpv4, ipv6
 
 DIRECT = 0  # to that address and port, unchanged
@@ -38,7 +38,7 @@ def decide(addressing: Addressing, allow_host_loopback: bool, dst: bytes, port: 
         return _HOST_LOOPBACK6 if allow_host_loopback else _NET_UNREACHABLE
     if dst in (addressing.dns, addressing.dns6):
         return _RESOLVER if port == dns.PORT else _NET_UNREACHABLE
-    if is_group(dst) or is_loopback(dst) or is_nowhere(dst) or dst == addressing.broadcast:
+    if not is_remote(dst) or dst == addressing.broadcast:
         return _DROP
     if addressing.on_link(dst):
         return _HOST_UNREACHABLE  # nobody else is on this link

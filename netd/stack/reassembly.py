@@ -16,7 +16,7 @@ PACKET_MAX = 65535
 class Partial:
     """One datagram under way."""
 
-    __slots__ = ("deadline", "held", "hinted", "key", "pieces", "quote", "reassembly", "size")
+    __slots__ = ("deadline", "held", "hinted", "key", "pieces", "protocol", "quote", "reassembly", "size")
 
     def __init__(self, reassembly: Reassembly, key: bytes) -> None:
         self.reassembly = reassembly
@@ -24,8 +24,13 @@ class Partial:
         self.pieces: dict[int, bytes] = {}  # by offset
         self.held = 0
         self.size = -1  # of the whole, once the last fragment has come
-        self.quote = b""  # of the first fragment: what an ICMP error is to quote
+        self.protocol = -1  # what the first fragment says, RFC 8200 §4.5
+        self.quote = b""  # of the first fragment: its header, and what an ICMP error is to quote
         self.deadline = self.hinted = NEVER
+
+    def whole(self) -> bytes:
+        """All of it, once all has come."""
+        return b"".join(self.pieces[start] for start in sorted(self.pieces))
 
     def on_deadline(self, now: float) -> None:
         """It is not going to be whole."""
@@ -43,8 +48,10 @@ class Reassembly:
         self._timers = timers
         self.expired: list[Partial] = []  # with a first fragment: their sender is to hear of it
 
-    def add(self, key: bytes, offset: int, more: bool, data: memoryview, quote: bytes, now: float) -> bytes:
-        """One fragment's payload at ``offset``; the whole datagram's where it was the last that was missing, else b"".
+    def add(
+        self, key: bytes, offset: int, more: bool, data: memoryview, protocol: int, quote: bytes, now: float
+    ) -> Partial | None:
+        """One fragment's payload at ``offset``; the datagram, no longer held, where it was the last that was missing.
 
         ``quote``: the packet's beginning, for the error when the rest never comes (RFC 792, RFC 4443 §3.3).
         """
@@ -52,14 +59,14 @@ class Reassembly:
         end = offset + size
         if not size or (more and size & 7) or end > PACKET_MAX:
             self._counters.drop_fragment += 1
-            return b""
+            return None
         partial = self.partials.get(key)
         if partial is None:
             partial = self._begin(key, now)
         before = partial.pieces.get(offset)
         if before is not None and len(before) == size:
             self._counters.drop_fragment += 1
-            return b""
+            return None
         overlaps = any(start < end and offset < start + len(piece) for start, piece in partial.pieces.items())
         last = partial.size
         contradicts = (last >= 0 and end > last) or (not more and last not in (-1, end))
@@ -68,22 +75,22 @@ class Reassembly:
         if overlaps or contradicts or len(partial.pieces) >= self._limits.fragments_each:
             self._counters.drop_fragment += 1
             self._forget(partial)
-            return b""
+            return None
         partial.pieces[offset] = bytes(data)
         partial.held += size
         self.held += size
         if not offset:
-            partial.quote = quote
+            partial.protocol, partial.quote = protocol, quote
         if not more:
             partial.size = end
         if partial.held == partial.size:
             self._forget(partial)
             self._counters.reassembled += 1
-            return b"".join(partial.pieces[start] for start in sorted(partial.pieces))
+            return partial
         while self.held > self._limits.fragment_bytes:
             self._counters.drop_fragment += 1
             self._forget(next(iter(self.partials.values())))
-        return b""
+        return None
 
     def _begin(self, key: bytes, now: float) -> Partial:
         if len(self.partials) >= self._limits.fragmented:

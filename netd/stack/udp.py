@@ -22,6 +22,7 @@ from netd.wire import checksum, dns, ipv4, ipv6, udp
 
 _unpack = udp.HEADER.unpack_from
 _DHCPV4, _DHCPV6 = (67, 68), (547, 546)  # server and client, RFC 2131 §4.1, RFC 8415 §7.2
+_SEGMENTS_MAX = 128  # no kernel puts more datagrams into a super-frame (linux/udp.h)
 _SUPER_MAX = 65535 - ipv6.SIZE - udp.SIZE
 
 
@@ -75,6 +76,9 @@ class UdpTable:
         _, dport, length, number = _unpack(frame, at)
         if segment:
             length = size  # the device's: RFC 768's field may be of the first datagram alone
+            if size - udp.SIZE > segment * _SEGMENTS_MAX:
+                counters.drop_bad_header += 1
+                return
         elif length < udp.SIZE or length > size:
             counters.drop_bad_header += 1
             return
@@ -94,9 +98,11 @@ class UdpTable:
             self._timers.arm(flow, flow.deadline)
         if flow.host is not None:
             flow.host.send(flow, payload, hops, segment)
+        elif segment:
+            for start in range(0, len(payload) or 1, segment):
+                self._host.resolve(flow, payload[start : start + segment])
         else:
-            for start in range(0, len(payload), segment or len(payload) or 1):
-                self._host.resolve(flow, payload[start : start + segment] if segment else payload)
+            self._host.resolve(flow, payload)
 
     def _open(self, frame: memoryview, at: int, key: bytes, dport: int) -> UdpFlow | None:
         counters = self.counters
@@ -137,6 +143,9 @@ class UdpTable:
                 return False
         elif dst != ipv6.ALL_DHCP_AGENTS:
             return False
+        elif not self._addressing.may_be_guest(key[:16]):
+            self.counters.drop_martian += 1  # RFC 8415 §18.2: a client has a link-local address first
+            return True
         length = _unpack(frame, at)[2] if end - at >= udp.SIZE else 0
         if length < udp.SIZE or length > end - at:
             self.counters.drop_bad_header += 1
@@ -158,7 +167,7 @@ class UdpTable:
 
     def _answer_dhcp(self, src: bytes, dst: bytes, mac: bytes, ports: tuple[int, int], message: bytes) -> None:
         self.counters.dhcp_answered += 1
-        if dst != ipv4.BROADCAST:
+        if self._addressing.may_be_guest(dst):
             self._neighbors.learn(dst, mac)
         self._output.udp(src, dst, *ports, message)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from struct import Struct
 
+from netd.wire.checksum import Bytes
+
 HEADER = Struct("!IHBB16s16s")
 SIZE = 40
+LENGTH_OFFSET, NEXT_HEADER_OFFSET = 4, 6
 MTU_MIN = 1280  # RFC 8200 §5
 
 HOP_BY_HOP = 0
@@ -37,20 +40,22 @@ def build(src: bytes, dst: bytes, next_header: int, length: int, hop_limit: int 
     return HEADER.pack(0x60000000 | traffic_class << 20, length, next_header, hop_limit, src, dst)
 
 
-def walk(frame: memoryview, at: int, end: int, next_header: int) -> tuple[int, int]:
-    """(protocol, offset) behind the extension headers that begin at ``at``; a fragment header ends the walk.
+def walk(frame: Bytes, at: int, end: int, next_header: int) -> tuple[int, int, int]:
+    """(protocol, offset, offset of the field that names it) behind the extension headers that begin at ``at``.
 
-    The protocol is -1 where they cannot be walked (RFC 8200 §4): truncated, or more than ``EXTENSIONS_MAX``.
+    A fragment header ends the walk, and so does a routing header with segments left (RFC 8200 §4.4, RFC 5095). The
+    protocol is -1 where the headers cannot be walked (§4): truncated, or more than ``EXTENSIONS_MAX``.
     """
+    named_at = at - SIZE + NEXT_HEADER_OFFSET
     for _ in range(EXTENSIONS_MAX):
         if next_header not in EXTENSIONS:
-            return next_header, at
-        if at + 8 > end:
             break
-        next_header, at = frame[at], at + (frame[at + 1] + 1) * 8
-        if at > end:
-            break
-    return -1, at
+        if at + 8 > end or (behind := at + (frame[at + 1] + 1) * 8) > end:
+            return -1, at, named_at
+        if next_header == ROUTING and frame[at + 3]:
+            return ROUTING, at, named_at
+        next_header, named_at, at = frame[at], at, behind
+    return (-1 if next_header in EXTENSIONS else next_header), at, named_at
 
 
 def solicited_node(address: bytes) -> bytes:

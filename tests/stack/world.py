@@ -9,7 +9,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire import oracle
 
@@ -22,11 +22,10 @@ from netd.stack.tcp.sender import CHUNK_COST, DEFERRED, DUE
 from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER, Timed
 
+from .cast import Cast, ip, ip6
 from .host import FakeHost
 
-
-def ip(text: str) -> bytes:
-    return bytes(int(part) for part in text.split("."))
+__all__ = ["World", "ip", "ip6"]
 
 
 def mac(text: str) -> bytes:
@@ -40,6 +39,9 @@ WEB = ip("93.184.216.34")
 GUEST_MAC = mac("02:00:00:00:00:64")
 GATEWAY_MAC = mac("52:55:0a:00:02:02")
 DNS_MAC = mac("52:55:0a:00:02:03")
+GUEST6, GATEWAY6, DNS6 = map(Cast(6).real, (GUEST, GATEWAY, DNS))
+ROUTER6 = ip6("fe80::2")
+WEB6 = Cast(6).real(WEB)
 
 ADDRESSING = Addressing(
     guest=GUEST,
@@ -50,7 +52,16 @@ ADDRESSING = Addressing(
     gateway_mac=GATEWAY_MAC,
     dns_mac=DNS_MAC,
     guest_mac=GUEST_MAC,
+    guest6=GUEST6,
+    gateway6=GATEWAY6,
+    dns6=DNS6,
+    router6=ROUTER6,
+    network6=int.from_bytes(ip6("fd00::"), "big"),
+    mask6=((1 << 64) - 1) << 64,
 )
+ONLY4 = replace(ADDRESSING, guest6=b"", gateway6=b"", dns6=b"", router6=b"", network6=0, mask6=0)
+MTU = {4: 1500, 6: 1520}
+"""So that in both families a segment carries the same number of bytes, and a datagram, too."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class World:
         self,
         *,
         offload: bool = True,
-        mtu: int = 1500,
+        mtu: int = 0,
         loopback: bool = False,
         limits: Limits | None = None,
         start: float = 1000.0,
@@ -78,10 +89,13 @@ class World:
         secret: bytes = b"0123456789abcdef",
         uso: bool = False,
         services: Services | None = None,
+        family: int = 4,
     ) -> None:
+        """``family``: in which the script is played."""
+        self.cast = Cast(family)
         self.now = start
         self.offload = offload
-        self.mtu = mtu
+        self.mtu = mtu = mtu or MTU[family]
         self.limits = limits or Limits()
         self.host = FakeHost(self)
         self.sent: deque[Sent] = deque()

@@ -251,7 +251,8 @@ def read_udp(packet: Packet, data: bytes) -> tuple[int, int, bytes]:
 
 def read_icmp(packet: Packet) -> tuple[int, int, bytes, bytes]:
     """(type, code, rest of the header, payload)."""
-    assert checksum(packet.payload) == 0, "ICMP checksum"
+    pseudo = pseudo_header(packet.src, packet.dst, 58, len(packet.payload)) if len(packet.src) == 16 else b""
+    assert checksum(pseudo + packet.payload) == 0, "ICMP checksum"
     return packet.payload[0], packet.payload[1], packet.payload[4:8], packet.payload[8:]
 
 
