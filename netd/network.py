@@ -120,7 +120,7 @@ class Network:
         self._closed = False
 
         self._link = Tap(tap.fd, tap.vnet_hdr)
-        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip)
+        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip, spec.outbound_ip6)
         self._interface = Interface(
             addressing_of(spec, bytes.fromhex(tap.mac.replace(":", ""))),
             self._link.transmit,
@@ -135,7 +135,9 @@ class Network:
         interface = self._interface
         self._host.pace = pace
         self._host.udp = interface.udp
-        self._host.resolver = resolver.Resolver(loop, dns, name_servers, interface.counters, spec.outbound_ip)
+        self._host.resolver = resolver.Resolver(
+            loop, dns, name_servers, interface.counters, spec.outbound_ip, spec.outbound_ip6
+        )
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
@@ -157,6 +159,7 @@ class Network:
         """After every event: pending ACKs out, the one timer where it must be."""
         interface = self._interface
         interface.flush()
+        self._host.flush()
         self._pace.event(self)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
@@ -246,7 +249,7 @@ class Network:
 
         A port whose descriptor was lost is bound anew; on failure the forward is given up (PortInUse, …).
         """
-        kept: dict[int, socket.socket] = {}
+        kept: dict[tuple[int, int], socket.socket] = {}  # by family and port
         for fd in fds:
             try:
                 sock = socket.socket(fileno=fd)
@@ -254,10 +257,13 @@ class Network:
                 os.close(fd)  # no socket at all
                 continue
             kind = socket.SOCK_STREAM if spec.protocol == "tcp" else socket.SOCK_DGRAM
-            if (sock.family, sock.type) == (socket.AF_INET, kind) and sock.getsockname()[1] not in kept:
-                kept[sock.getsockname()[1]] = sock
-            else:
+            key = (sock.family, -1)
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == kind:
+                key = (sock.family, sock.getsockname()[1])
+            if key[1] < 0 or key in kept:
                 sock.close()
+            else:
+                kept[key] = sock
         try:
             self._record_forward(self._forwards.add(spec, origin, kept, id_))
         finally:

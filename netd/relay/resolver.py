@@ -16,6 +16,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
+from netd.relay.sockaddr import resolve
 from netd.wire import dns
 
 RESOLV_CONF_SECONDS = 1.0  # how often the file is looked at, at most
@@ -94,13 +95,13 @@ class Query:
         loop: AbstractEventLoop,
         transaction: Transaction,
         seconds: float,
-        source: str,
+        sources: tuple[str, str],
         done: Callable[[Query, bool], None],
     ) -> None:
         self._loop = loop
         self.transaction = transaction
         self._seconds = seconds
-        self._source = source
+        self._sources = sources
         self._done = done
         self._sock: socket.socket | None = None
         self._timer: TimerHandle | None = None
@@ -113,16 +114,19 @@ class Query:
             return
         while True:
             address = transaction.servers[transaction.server]
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            six = ":" in address
+            family = socket.AF_INET6 if six else socket.AF_INET
             try:
                 sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            except OSError:
+            except OSError as e:
+                if e.errno == errno.EAFNOSUPPORT and transaction.next_server():
+                    continue  # a host without IPv6
                 self._finish(False)
                 return
             try:
-                if self._source and family == socket.AF_INET and not address.startswith("127."):
-                    sock.bind((self._source, 0))
-                sock.connect((address, dns.PORT))
+                if self._sources[six] and not address.startswith("127.") and address != "::1":
+                    sock.bind((self._sources[six], 0))
+                sock.connect(resolve(address, dns.PORT))
                 sock.send(transaction.message())
             except OSError:
                 sock.close()
@@ -193,12 +197,13 @@ class Resolver:
         name_servers: NameServers,
         counters: DnsCounters,
         source: str,
+        source6: str = "",
     ) -> None:
         self._loop = loop
         self._forwarding = forwarding
         self._name_servers = name_servers
         self._counters = counters
-        self._source = source
+        self._sources = (source, source6)
         self._queries: set[Query] = set()
 
     def servers(self) -> list[str]:
@@ -213,7 +218,7 @@ class Resolver:
             return
         counters.dns_queries += 1
         transaction = forwarding.Transaction(message, secrets.randbits(16), list(self.servers()), reply)
-        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._source, self._on_done)
+        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._sources, self._on_done)
         self._queries.add(query)
         query.ask()
 
