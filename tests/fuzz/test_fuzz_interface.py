@@ -113,7 +113,7 @@ def test_shaped_frames(frames: list[tuple[bytes, bool, int]], offload: bool) -> 
     for stream in world.host.streams:
         assert stream.address is None or offload or stream.address[0] not in (LOOPBACK, LOOPBACK6)
     for ip_, mac in world.interface.neighbors._macs.items():
-        assert not addressing.ours(ip_) and not mac[0] & 1
+        assert addressing.may_be_guest(ip_) and not mac[0] & 1
     world.sent.clear()
     world.ends()
 
