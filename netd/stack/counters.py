@@ -20,7 +20,6 @@ class Counters:
         "drop_ethertype",
         "drop_fragment",
         "drop_group",
-        "drop_hop_limit",
         "drop_icmp",
         "drop_link",
         "drop_martian",
@@ -33,7 +32,6 @@ class Counters:
         "drop_tcp_stray",
         "drop_too_big",
         "drop_udp_host",
-        "drop_udp_limit",
         "reassembled",
         "rx_bytes",
         "rx_frames",
@@ -65,7 +63,6 @@ class Counters:
     drop_ethertype: int
     drop_fragment: int
     drop_group: int
-    drop_hop_limit: int
     drop_icmp: int
     drop_link: int
     drop_martian: int
@@ -78,7 +75,6 @@ class Counters:
     drop_tcp_stray: int
     drop_too_big: int
     drop_udp_host: int
-    drop_udp_limit: int
     reassembled: int
     rx_bytes: int
     rx_frames: int

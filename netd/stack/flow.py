@@ -27,6 +27,7 @@ class UdpFlow:
         "host",
         "idle",
         "key",
+        "moves",  # ``Neighbors.moves`` when the header was made
         "remote",
         "remote_port",
         "table",
@@ -49,6 +50,7 @@ class UdpFlow:
         self.deadline = self.hinted = NEVER
         self.host = None
         self.header: DatagramHeader | None = None
+        self.moves = 0
         self.address = None
 
     def to_guest(self, payload: bytes | memoryview, segment: int = 0, tos: int = 0) -> None:

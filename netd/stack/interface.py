@@ -30,7 +30,6 @@ _AT = ethernet.SIZE
 _IPV4_MIN = _AT + ipv4.SIZE
 _IPV6_MIN = _AT + ipv6.SIZE
 _ARP_MIN = _AT + wire_arp.SIZE
-_REASSEMBLY_TIME = 1  # code of time exceeded, RFC 792, RFC 4443 §3.3
 
 
 class Interface:
@@ -149,9 +148,9 @@ class Interface:
         while expired:
             quote = expired.pop().quote
             if quote[0] >> 4 == 4:
-                self._output.icmp(quote[12:16], icmpv4.TIME_EXCEEDED, _REASSEMBLY_TIME, 0, quote)
+                self._output.icmp(quote[12:16], icmpv4.TIME_EXCEEDED, icmpv4.REASSEMBLY_TIME, 0, quote)
             else:
-                self._output.icmp(quote[8:24], icmpv6.TIME_EXCEEDED, _REASSEMBLY_TIME, 0, quote)
+                self._output.icmp(quote[8:24], icmpv6.TIME_EXCEEDED, icmpv6.REASSEMBLY_TIME, 0, quote)
 
     def flow_counts(self) -> dict[str, int]:
         """Flows by protocol."""

@@ -264,7 +264,8 @@ class UdpTable:
             self._output.udp(flow.remote, flow.guest, flow.remote_port, flow.guest_port, bytes(payload), tos=tos)
             return
         header = flow.header
-        if header is None:
+        if header is None or flow.moves != self._neighbors.moves:
+            flow.moves = self._neighbors.moves
             mac, src_mac = self._neighbors.mac_of(flow.guest), self._addressing.mac_of(flow.remote)
             ports = flow.key[-2:] + flow.key[-4:-2]
             header = flow.header = datagram_header(self._offload, mac, src_mac, flow.remote, flow.guest, ports)

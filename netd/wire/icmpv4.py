@@ -19,6 +19,7 @@ HOST_UNREACHABLE = 1
 PORT_UNREACHABLE = 3
 FRAGMENTATION_NEEDED = 4
 ADMIN_PROHIBITED = 13  # RFC 1812 §5.2.7.1
+REASSEMBLY_TIME = 1  # code of TIME_EXCEEDED
 
 
 def build(type_: int, code: int, word1: int, word2: int, payload: bytes | memoryview) -> bytes:

@@ -30,9 +30,7 @@ OFFSET = 0xFFF8  # in bytes: the field counts eights and stands three bits to th
 UNSPECIFIED = bytes(16)
 LOOPBACK = bytes(15) + b"\x01"
 ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
-ALL_ROUTERS = b"\xff\x02" + bytes(13) + b"\x02"
 ALL_DHCP_AGENTS = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # RFC 8415 §7.1
-MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 §2.5.5.2
 
 
 def build(src: bytes, dst: bytes, next_header: int, length: int, hop_limit: int = 64, traffic_class: int = 0) -> bytes:

@@ -14,8 +14,8 @@ RDNSS = 25  # RFC 8106 §5.1
 
 # Bits of a neighbor advertisement's first 32 (RFC 4861 §4.4)
 ROUTER, SOLICITED, OVERRIDE = 0x80000000, 0x40000000, 0x20000000
-# of a router advertisement's (§4.2), beside the hop limit and the router's lifetime
-MANAGED, OTHER = 0x00800000, 0x00400000
+# One of a router advertisement's (§4.2), beside the hop limit and the router's lifetime
+OTHER = 0x00400000
 # of a prefix (§4.6.2)
 ON_LINK, AUTONOMOUS = 0x80, 0x40
 

@@ -56,11 +56,10 @@ class Cast:
         return (GROUP6 if name[0] >= 224 else WORLD6) + name
 
     def name(self, real: bytes) -> bytes:
-        if self.family == 4 or len(real) != 16:
+        if self.family == 4:
             return real
         if real == LOOPBACK6:
             return LOOPBACK
         if real[:15] == LINK6:
             return LINK + real[15:]
-        assert real[:12] in (GROUP6, WORLD6), "nobody of this cast"
-        return real[12:]
+        return real[12:] if real[:12] in (GROUP6, WORLD6) else real  # nobody of this cast

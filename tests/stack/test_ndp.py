@@ -138,6 +138,13 @@ def test_the_guests_own_addresses_are_free(world: World, target: bytes) -> None:
     assert reaches(world, target) == OTHER_MAC, "about to be the guest's"
 
 
+@pytest.mark.parametrize("target", [WEB6, ip6("::1"), UNSPECIFIED])
+def test_addresses_of_another_link_are_nobodys(world: World, target: bytes) -> None:
+    sends(world, NS, target, src=UNSPECIFIED, dst=solicited(target))
+    assert drops(world) == {"drop_ndp": 1}
+    assert len(world.interface.neighbors) == 0 and not world.sent
+
+
 @pytest.mark.parametrize("target", [ip6("fd00::77"), WEB6, GUEST6, UNSPECIFIED])
 def test_for_nobody_else_is_answered(world: World, target: bytes) -> None:
     sends(world, NS, target + option(1, GUEST_MAC), dst=solicited(target))

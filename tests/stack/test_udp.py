@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from wire import oracle
 
@@ -10,7 +12,7 @@ from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, PORT_UNREACHABL
 
 from .guest import Guest
 from .host import FakeListener
-from .world import DNS, DNS_MAC, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
+from .world import ADDRESSING, DNS, DNS_MAC, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
 
 LOOPBACK = ip("127.0.0.1")
 OTHER = ip("198.51.100.7")
@@ -48,6 +50,31 @@ def test_a_sum_of_zero_is_sent_as_all_ones(plain: Guest) -> None:
     socket.gets(WEB, 9, missing.to_bytes(2, "big"))
     sent = plain.sees_udp(WEB, 9, missing.to_bytes(2, "big"))
     assert sent.data[6:8] == b"\xff\xff"
+
+
+def test_a_flow_follows_a_guest_that_changed_its_mac(world: World, guest: Guest) -> None:
+    """A flow outlives the device it came by: what is sent later goes to the new one."""
+    guest.sends_udp(WEB, 1, b"a")
+    (socket,) = world.host.sockets
+    socket.gets(WEB, 1, b"b")
+    guest.sees_udp(WEB, 1, b"b")
+    guest.mac = b"\x02\x00\x00\x00\x00\xc8"
+    guest.sends_udp(WEB, 2, b"c")  # a new flow: its frame teaches the MAC
+    socket.gets(WEB, 1, b"d")
+    guest.sees_udp(WEB, 1, b"d")
+
+
+def test_a_client_heard_before_the_guest_has_spoken(family: int) -> None:
+    """Its frames are broadcast until there is somebody to send them to."""
+    world = World(family=family, addressing=replace(ADDRESSING, guest_mac=b"\xff" * 6))
+    guest = Guest(world)
+    listener = FakeListener(world, GUEST, 5000)
+    listener.gets(WEB, 999, b"hello")
+    assert world.sent.popleft().frame[:6] == b"\xff" * 6
+    guest.sends_udp(WEB, 1, b"x")
+    listener.gets(WEB, 999, b"again")
+    guest.sees_udp(WEB, 999, b"again")
+    world.ends()
 
 
 def test_one_host_port_for_all_peers_of_an_endpoint(world: World, guest: Guest) -> None:
