@@ -97,6 +97,6 @@ CONNECT_ROWS = (
 )
 
 BLOCKS = (
-    Block("rr", RR_ROWS, request_response, 3, 5, 40),
-    Block("connect", CONNECT_ROWS, connect, 3, 4, 60),
+    Block("rr", RR_ROWS, request_response, 2, 5, 40),
+    Block("connect", CONNECT_ROWS, connect, 2, 4, 60),
 )

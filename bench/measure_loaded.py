@@ -18,7 +18,7 @@ def loaded(visit: Visit) -> None:
         def management(key: str) -> None:
             if busy.api is not None:
                 with visit.row(f"api_p50_{key}", f"api_p99_{key}"):
-                    got = load.api(visit, busy.api, 1.5 if visit.quick else 3.0)
+                    got = load.api(visit, busy.api, 1.0 if visit.quick else 3.0)
                     visit.put(f"api_p50_{key}", got["p50"] * 1e3)
                     visit.put(f"api_p99_{key}", got["p99"] * 1e3)
                     if got["failed"]:
