@@ -49,7 +49,7 @@ def open_connections(visit: Visit) -> None:
             added, whole = f"pss_open_{count}", f"pss_with_{count}"
             with visit.row(added, whole), visit.started(), visit.attached(MTU) as network:
                 before = procs.pss(network.pids())
-                with load.held(visit, network.guest, count, 25 if visit.quick else 60):
+                with load.held(visit, network.guest, count, 15 if visit.quick else 60):
                     after = procs.pss(network.pids())
                 visit.put(added, after - before)
                 visit.put(whole, after)
