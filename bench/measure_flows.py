@@ -103,5 +103,5 @@ CONNECT_ROWS = (
 
 BLOCKS = (
     Block("rr", RR_ROWS, request_response, 2, 5, 40),
-    Block("connect", CONNECT_ROWS, connect, 2, 4, 60),
+    Block("connect", CONNECT_ROWS, connect, 2, 3, 60),
 )

@@ -37,6 +37,6 @@ def rows(mtu: int) -> tuple[Row, ...]:
 
 RR6 = Row("rr6_out_p50", "request/response 1 B over IPv6, guest → outside, p50", US, LOWER)
 BLOCKS = (
-    Block("ipv6_1500", rows(1500), bulk(1500), 1, 3, 45),
-    Block("ipv6_65520", (*rows(MTU), RR6), bulk(MTU), 1, 3, 45),
+    Block("ipv6_1500", rows(1500), bulk(1500), 1, 2, 45),
+    Block("ipv6_65520", (*rows(MTU), RR6), bulk(MTU), 1, 2, 45),
 )
