@@ -11,7 +11,6 @@ from bench.rows import HIGHER, LOWER, Block, Row, Visit
 from bench.world import HOST, OUTSIDE, Place
 
 STREAMS = 8
-SECONDS = 2  # of a transfer
 RATE = "Gbit/s"
 
 
@@ -29,6 +28,11 @@ def one_stream_rows(mtu: int, full_only: bool) -> tuple[Row, ...]:
     return tuple(Row(f"{key}_{mtu}", f"{title}, MTU {mtu}", unit, way, full_only) for key, title, unit, way in titles)
 
 
+def length(visit: Visit) -> int:
+    """Of a transfer, in seconds."""
+    return 1 if visit.quick else 2
+
+
 def one_stream(mtu: int) -> Callable[[Visit], None]:
     def measure(visit: Visit) -> None:
         with visit.started(), visit.attached(mtu, tcp=load.PUBLISHED) as network:
@@ -43,7 +47,7 @@ def one_stream(mtu: int) -> Callable[[Visit], None]:
                 visit.put(f"late_in_{mtu}", (guest.counter("TCPOFOQueue") - before) / (got.bytes / 1e9))
             for name, client, address in to_guest:
                 with visit.row(key := f"bulk_published_{name}_{mtu}"):
-                    visit.put(key, load.iperf(visit, client, guest, address, 7201, SECONDS).bits_per_second / 1e9)
+                    visit.put(key, load.iperf(visit, client, guest, address, 7201, length(visit)).bits_per_second / 1e9)
 
     return measure
 
@@ -53,7 +57,7 @@ def transfer(
 ) -> load.Transfer:
     """A transfer to OUTSIDE, and the CPU time that the program spent on it."""
     before = sum(procs.cpu_seconds(network.pids()))
-    got = load.iperf(visit, client, server, OUTSIDE, load.IPERF, SECONDS, **how)
+    got = load.iperf(visit, client, server, OUTSIDE, load.IPERF, length(visit), **how)
     spent = sum(procs.cpu_seconds(network.pids())) - before
     visit.put(rate, got.bits_per_second / 1e9)
     visit.put(cpu, spent / (got.bytes / 1e9))
@@ -71,7 +75,7 @@ def several(mtu: int) -> Callable[[Visit], None]:
     def measure(visit: Visit) -> None:
         with visit.started(), visit.attached(mtu) as network:
             for way in ("out", "in"):
-                how: dict[str, Any] = {"seconds": SECONDS, "streams": STREAMS, "reverse": way == "in"}
+                how: dict[str, Any] = {"seconds": length(visit), "streams": STREAMS, "reverse": way == "in"}
                 with visit.row(key := f"bulk_{way}_many_{mtu}"):
                     got = load.iperf(visit, network.guest, visit.world.outside, OUTSIDE, **how)
                     visit.put(key, got.bits_per_second / 1e9)

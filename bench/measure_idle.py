@@ -49,7 +49,7 @@ def open_connections(visit: Visit) -> None:
             added, whole = f"pss_open_{count}", f"pss_with_{count}"
             with visit.row(added, whole), visit.started(), visit.attached(MTU) as network:
                 before = procs.pss(network.pids())
-                with load.held(visit, network.guest, count, 25 if visit.quick else 60):
+                with load.held(visit, network.guest, count, 15 if visit.quick else 45):
                     after = procs.pss(network.pids())
                 visit.put(added, after - before)
                 visit.put(whole, after)
@@ -77,7 +77,7 @@ def burst(visit: Visit) -> None:
 BURST_ROWS = (Row("burst_peak", f"peak memory over {SHORT} short connections from 4 clients (RSS)", "MB", LOWER),)
 
 BLOCKS = (
-    Block("idle", IDLE_ROWS, idle, 1, 3, 90),
-    Block("open", OPEN_ROWS, open_connections, 1, 2, 110),
+    Block("idle", IDLE_ROWS, idle, 1, 2, 90),
+    Block("open", OPEN_ROWS, open_connections, 1, 1, 90),
     Block("burst", BURST_ROWS, burst, 1, 2, 50),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench import load
+from bench.measure_bulk import length
 from bench.measure_flows import MTU, US, round_trips
 from bench.rows import HIGHER, LOWER, Block, Row, Visit
 from bench.world import OUTSIDE6
@@ -16,7 +17,7 @@ def bulk(mtu: int) -> Callable[[Visit], None]:
             for way in ("out", "in"):
                 with visit.row(key := f"bulk6_{way}_{mtu}"):
                     got = load.iperf(
-                        visit, network.guest, visit.world.outside, OUTSIDE6, seconds=2, reverse=way == "in"
+                        visit, network.guest, visit.world.outside, OUTSIDE6, seconds=length(visit), reverse=way == "in"
                     )
                     visit.put(key, got.bits_per_second / 1e9)
             if mtu != MTU:
@@ -36,6 +37,6 @@ def rows(mtu: int) -> tuple[Row, ...]:
 
 RR6 = Row("rr6_out_p50", "request/response 1 B over IPv6, guest → outside, p50", US, LOWER)
 BLOCKS = (
-    Block("ipv6_1500", rows(1500), bulk(1500), 1, 3, 45),
-    Block("ipv6_65520", (*rows(MTU), RR6), bulk(MTU), 1, 3, 45),
+    Block("ipv6_1500", rows(1500), bulk(1500), 1, 2, 45),
+    Block("ipv6_65520", (*rows(MTU), RR6), bulk(MTU), 1, 2, 45),
 )

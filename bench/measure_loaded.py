@@ -18,7 +18,7 @@ def loaded(visit: Visit) -> None:
         def management(key: str) -> None:
             if busy.api is not None:
                 with visit.row(f"api_p50_{key}", f"api_p99_{key}"):
-                    got = load.api(visit, busy.api, 1.5 if visit.quick else 3.0)
+                    got = load.api(visit, busy.api, 1.0 if visit.quick else 3.0)
                     visit.put(f"api_p50_{key}", got["p50"] * 1e3)
                     visit.put(f"api_p99_{key}", got["p99"] * 1e3)
                     if got["failed"]:
@@ -51,8 +51,8 @@ def _rows() -> tuple[Row, ...]:
         for p in ("p50", "p99"):
             rows.append(Row(f"neighbour_{key}_{p}", f"request/response of a second guest, {title}, {p}", US, LOWER))
         if key != "idle":
-            name = f"… that p50 against the one where {loads['idle']}"
-            rows.append(Row(f"neighbour_{key}_ratio", f"{name} ({key})", "times", LOWER))
+            name = f"request/response of a second guest, {title}: p50 against the idle one"
+            rows.append(Row(f"neighbour_{key}_ratio", name, "times", LOWER))
     for key, title in loads.items():
         title = title.replace("the first", "the guest")
         for p in ("p50", "p99"):

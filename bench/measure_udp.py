@@ -57,7 +57,7 @@ def udp(visit: Visit) -> None:
             size = int(size_text)
             with visit.row(row.key):
                 if kind == "free":
-                    got = search(probe(size, way), START[size], 5 if visit.quick else 6)
+                    got = search(probe(size, way), START[size], 4 if visit.quick else 5)
                 else:
                     got = run(size, 0, way).bits_per_second
                 visit.put(row.key, figure(size, got))

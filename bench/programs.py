@@ -272,7 +272,7 @@ class PastaNetwork(Attachment):
         self.folder = program.world.folder("pasta")
         pid_file = self.folder / "pid"
         address = ["--config-net", "-a", self.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
-        address += ["-a", "fd00::100"] if ipv6 else ["-4"]
+        address += ["-a", "fd00::100", "-g", "fd00::2"] if ipv6 else ["-4"]
         ports: list[str] = []
         for option, wanted in (("-t", tcp), ("-u", udp)):
             ports += [option, ",".join(f"{h}:{g}" for h, g in wanted.items()) or "none"]

@@ -222,7 +222,10 @@ class World:
 
     def _set_up(self) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard < 0 else min(FILES, hard), hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard if hard < 0 else max(FILES, hard)))
+        except ValueError:  # not even root may raise it here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.host = Place(self, os.getpid(), enter=False)
         run = self.host.run
         run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(self.scratch)])
