@@ -31,13 +31,13 @@ from netd.link.tap import is_attached
 from netd.netns.plan import OpenTap
 from netd.netns.spawn import Agent
 from netd.network import Network, clock, plan_of, record_of
+from netd.pace import Pace
 from netd.record import Record
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec
-from netd.wakeful import Wakeful
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ StoredFds = dict[str, list[int]]
 class Daemon:
     """All networks of one owner."""
 
-    _wakeful: Wakeful
+    _pace: Pace
 
     def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
         self.settings = settings
@@ -151,7 +151,7 @@ class Daemon:
                 self._name_servers,
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
-                wakeful=self._wakeful,
+                pace=self._pace,
                 created=created,
             )
         except BaseException:
@@ -350,7 +350,7 @@ class Daemon:
 
     async def start(self, stored: Iterable[tuple[str, int]] = ()) -> None:
         """Start the agent and restore what the service manager kept. Observers are told by ``announce``."""
-        self._wakeful = Wakeful(asyncio.get_running_loop(), clock)
+        self._pace = Pace(asyncio.get_running_loop(), clock)
         await self._agent.start()
         self._restore(stored)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from netd.errors import PortInUse
 from netd.link.tap import Tap
 from netd.netns.plan import OpenTap, TapPlan
+from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
 from netd.services import dns
@@ -26,7 +27,7 @@ from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, Networ
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
-from netd.wakeful import Wakeful
+from netd.wire.ipv6 import interface_identifier
 
 clock = time.monotonic
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
@@ -35,10 +36,13 @@ _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early,
 def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
     """The addresses of ``spec`` as bytes; the gateway's MACs are slirp4netns' (52:55 and the IPv4 octets)."""
     network = ipaddress.IPv4Network(spec.cidr)
-    gateway = ipaddress.IPv4Address(spec.gateway_ip).packed
-    dns_ip = ipaddress.IPv4Address(spec.dns_ip).packed if spec.dns_ip else b""
+    gateway, dns_ip = _packed(spec.gateway_ip), _packed(spec.dns_ip)
+    network6 = ipaddress.IPv6Network(spec.cidr6 or "::/128")
+    prefix6 = network6.network_address.packed
+    guest6 = _packed(spec.guest_ip6) or prefix6[:8] + interface_identifier(guest_mac)
+    six = bool(spec.cidr6)
     return Addressing(
-        guest=ipaddress.IPv4Address(spec.guest_ip).packed,
+        guest=_packed(spec.guest_ip),
         gateway=gateway,
         dns=dns_ip,
         network=int(network.network_address),
@@ -46,12 +50,26 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
         gateway_mac=b"\x52\x55" + gateway,
         dns_mac=b"\x52\x55" + (dns_ip or gateway),
         guest_mac=guest_mac,
+        guest6=guest6 if six else b"",
+        gateway6=_packed(spec.gateway_ip6) if six else b"",
+        dns6=_packed(spec.dns_ip6) if six else b"",
+        router6=_packed(spec.router_ip6) if six else b"",
+        network6=int(network6.network_address),
+        mask6=int(network6.netmask),
     )
+
+
+def _packed(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed if text else b""
 
 
 def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
     """What the agent is to set up in the namespace."""
     prefix = ipaddress.IPv4Network(spec.cidr).prefixlen
+    address6 = ""
+    if spec.cidr6:
+        network6 = ipaddress.IPv6Network(spec.cidr6)
+        address6 = f"{spec.guest_ip6}/{network6.prefixlen}" if spec.guest_ip6 else spec.cidr6
     return TapPlan(
         ifname=spec.ifname,
         mtu=spec.mtu,
@@ -59,6 +77,8 @@ def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
         configure=spec.configure,
         address=f"{spec.guest_ip}/{prefix}",
         gateway=spec.gateway_ip,
+        address6=address6,
+        gateway6=spec.router_ip6 if spec.cidr6 else "",
         offload=offload,
     )
 
@@ -78,7 +98,7 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
-        wakeful: Wakeful,
+        pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
     ) -> None:
@@ -94,7 +114,7 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
-        self._wakeful = wakeful
+        self._pace = pace
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -110,8 +130,10 @@ class Network:
             tap.offload,
             spec.allow_host_loopback,
             secrets.token_bytes(16),
+            uso=tap.uso,
         )
         interface = self._interface
+        self._host.pace = pace
         self._host.udp = interface.udp
         self._host.resolver = resolver.Resolver(
             loop, dns, name_servers, interface.counters, spec.outbound_ip, spec.outbound_ip6
@@ -120,12 +142,14 @@ class Network:
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
         loop.add_reader(tap.fd, self._on_frames)
+        interface.start(clock())
+        self._flush()
 
     # -- the loop's events ---------------------------------------------------------------------------------------
 
     def _on_frames(self) -> None:
         interface = self._interface
-        alive = self._link.receive(interface.from_guest, clock())
+        alive = self._link.receive(interface.from_guest, clock(), self._pace.turn)
         self._flush()
         if not alive:
             self._loop.remove_reader(self.tap.fd)
@@ -136,7 +160,7 @@ class Network:
         interface = self._interface
         interface.flush()
         self._host.flush()
-        self._wakeful.event()
+        self._pace.event(self)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
             if self._timer is not None:
@@ -261,7 +285,7 @@ class Network:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
-            self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
+            self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
         self._closed = True
         self._forwards.close(kept)
         if kept:
@@ -299,7 +323,12 @@ def record_of(network: Network) -> str:
         "held": sorted(network.held),
         "netns_inode": network.netns_inode,
         "created": network.created,
-        "tap": {"mac": network.tap.mac, "vnet_hdr": network.tap.vnet_hdr, "offload": network.tap.offload},
+        "tap": {
+            "mac": network.tap.mac,
+            "vnet_hdr": network.tap.vnet_hdr,
+            "offload": network.tap.offload,
+            "uso": network.tap.uso,
+        },
         "next_forward_id": network.next_forward_id(),
     }
     return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'

@@ -15,7 +15,7 @@ from netd.relay.errqueue import REASONS
 from netd.relay.outbox import outbox
 from netd.relay.resolver import Resolver
 from netd.relay.sockaddr import resolve, sockaddr
-from netd.relay.stream import Address, Stream
+from netd.relay.stream import Address, Pace, Stream
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
 from netd.wire import dns
@@ -32,6 +32,7 @@ class HostNetwork:
 
     udp: UdpTable
     resolver: Resolver
+    pace: Pace
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class HostNetwork:
 
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
-        return Stream(self._loop, self._clock, self._flush, sock)
+        return Stream(self._loop, self._clock, self._flush, self.pace, sock)
 
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
         """To ``ip``:``port``."""

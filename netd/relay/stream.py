@@ -10,10 +10,10 @@ import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
+from typing import Protocol
 
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-PULL_BYTES = 384 << 10  # read from one socket per wake-up, so that no flow starves another
 KEEPALIVE_SECONDS = 7200
 TRY_SECONDS = 2.0  # for one address to connect, where there is another one to try
 
@@ -50,6 +50,12 @@ def open_stream_socket(address: Address, source: str) -> socket.socket:
     return sock
 
 
+class Pace(Protocol):
+    """For how many seconds to read on from one socket while others wait."""
+
+    turn: float
+
+
 class Stream:
     """A host socket and its connection (``stack.ports.HostStream``)."""
 
@@ -58,6 +64,7 @@ class Stream:
         "_closed",
         "_flush",
         "_loop",
+        "_pace",
         "_reading",
         "_trying",
         "_writing",
@@ -69,11 +76,17 @@ class Stream:
     connection: GuestStream
 
     def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], sock: socket.socket | None
+        self,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+        flush: Callable[[], None],
+        pace: Pace,
+        sock: socket.socket | None,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._flush = flush  # after every event: timers, pending ACKs
+        self._pace = pace
         self.sock = sock
         self._reading = self._writing = self._closed = False
         self._trying: TimerHandle | None = None
@@ -208,7 +221,8 @@ class Stream:
         sock = self.sock
         if sock is None:
             return
-        budget = PULL_BYTES
+        clock = self._clock
+        until = clock() + self._pace.turn
         recv, room_of, deliver = sock.recv, connection.room, connection.from_host
         while True:
             room = room_of()
@@ -229,8 +243,7 @@ class Stream:
                 connection.host_eof(now)
                 return
             deliver(data, now)
-            budget -= size
-            if budget <= 0 or size < room:
+            if size < room or clock() > until:
                 break
         if not self._reading and self.sock is not None:
             self._reading = True

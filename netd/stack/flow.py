@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netd.stack.timers import NEVER
-from netd.wire import icmpv4, ipv4, udp
+from netd.wire import icmpv4, icmpv6, ipv4, ipv6, udp
 
 if TYPE_CHECKING:
+    from netd.stack.headers import DatagramHeader
     from netd.stack.icmp import Icmp
     from netd.stack.ports import HostDatagrams, HostEcho, HostError
     from netd.stack.udp import UdpTable
@@ -21,6 +22,7 @@ class UdpFlow:
         "deadline",
         "guest",
         "guest_port",
+        "header",  # of the frames to the guest, made with the first one
         "hinted",
         "host",
         "idle",
@@ -38,13 +40,15 @@ class UdpFlow:
     def __init__(self, table: UdpTable, key: bytes, target: bytes, target_port: int, idle: float) -> None:
         self.table = table
         self.key = key
-        self.guest, self.remote = key[:4], key[4:8]
-        self.guest_port = key[8] << 8 | key[9]
-        self.remote_port = key[10] << 8 | key[11]
+        size = len(key) - 4 >> 1
+        self.guest, self.remote = key[:size], key[size : 2 * size]
+        self.guest_port = key[-4] << 8 | key[-3]
+        self.remote_port = key[-2] << 8 | key[-1]
         self.target, self.target_port = target, target_port
         self.idle = idle
         self.deadline = self.hinted = NEVER
         self.host = None
+        self.header: DatagramHeader | None = None
         self.address = None
 
     def to_guest(self, payload: bytes | memoryview, segment: int = 0, tos: int = 0) -> None:
@@ -57,8 +61,9 @@ class UdpFlow:
 
     def quote(self) -> bytes:
         """What an ICMP error quotes: the header of a datagram of this flow."""
-        header = ipv4.build(self.guest, self.remote, ipv4.UDP, udp.SIZE)
-        return header + udp.HEADER.pack(self.guest_port, self.remote_port, udp.SIZE, 0)
+        ports = udp.HEADER.pack(self.guest_port, self.remote_port, udp.SIZE, 0)
+        build = ipv4.build if len(self.guest) == 4 else ipv6.build
+        return build(self.guest, self.remote, ipv4.UDP, udp.SIZE) + ports
 
     def on_deadline(self, now: float) -> None:
         """Idle for too long."""
@@ -89,8 +94,13 @@ class EchoFlow:
 
     def quote(self, sequence: int) -> bytes:
         """What an ICMP error quotes: the header of a request of this flow."""
-        header = ipv4.build(self.guest, self.remote, ipv4.ICMP, icmpv4.SIZE)
-        return header + icmpv4.build(icmpv4.ECHO_REQUEST, 0, self.ident, sequence, b"")
+        guest, remote = self.guest, self.remote
+        if len(guest) == 4:
+            header = ipv4.build(guest, remote, ipv4.ICMP, icmpv4.SIZE)
+            return header + icmpv4.build(icmpv4.ECHO_REQUEST, 0, self.ident, sequence, b"")
+        header = ipv6.build(guest, remote, ipv6.ICMPV6, icmpv6.SIZE)
+        rest = self.ident << 16 | sequence
+        return header + icmpv6.build(guest, remote, icmpv6.ECHO_REQUEST, 0, rest, b"")
 
     def on_deadline(self, now: float) -> None:
         """Idle for too long."""

@@ -30,6 +30,13 @@ class Limits:
     fin_wait: float = 600.0  # half-closed and silent for so long: probed
     persist_max: float = 60.0
 
+    fragmented: int = 64  # datagrams being reassembled,
+    fragments_each: int = 64  # fragments of one (65,535 bytes in pieces of 1280 are 52),
+    fragment_bytes: int = 1 << 20  # bytes of all
+    reassembly: float = 15.0  # RFC 791 §3.2; RFC 8200 §4.5 says 60 for paths longer than a device
+
+    advertise: float = 600.0  # unsolicited router advertisements, RFC 4861 §6.2.1
+
     udp_idle: float = 240.0
     udp_idle_dns: float = 10.0  # replies from port 53
     echo_idle: float = 30.0

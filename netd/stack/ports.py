@@ -25,9 +25,9 @@ ADMIN_PROHIBITED = icmpv4.ADMIN_PROHIBITED
 class HostError:
     """What the host was told of a datagram of the guest's, as the ICMP error the guest is to get.
 
-    ``type`` and ``code`` are ICMPv4's for an IPv4 flow and ICMPv6's for an IPv6 flow; ``info`` is the MTU that goes with
-    "fragmentation needed" and "packet too big"; ``offender`` the address of the router or host that said so (its packed
-    form, of the flow's family), b"" where it was this machine.
+    ``type`` and ``code`` are ICMPv4's for an IPv4 flow and ICMPv6's for an IPv6 flow; ``info`` is the MTU that goes
+    with "fragmentation needed" and "packet too big"; ``offender`` the address of the router or host that said so (its
+    packed form, of the flow's family), b"" where it was this machine.
     """
 
     type: int
@@ -65,10 +65,11 @@ class GuestStream(Protocol):
 
 
 class Transmit(Protocol):
-    """Frames to the guest: ``header`` + ``payload`` is a struct virtio_net_hdr (``wire.vnet_hdr``) and one Ethernet frame.
+    """Frames to the guest: ``header`` + ``payload`` is a struct virtio_net_hdr (``wire.vnet_hdr``), then one Ethernet
+    frame.
 
-    The virtio_net_hdr says what the device is to complete: the layer-4 checksum, the cutting of a super-frame. On a link
-    without offload it is all zero. False: the device did not take the frame (treated as lost).
+    The virtio_net_hdr says what the device is to complete: the layer-4 checksum, the cutting of a super-frame. On a
+    link without offload it is all zero. False: the device did not take the frame (treated as lost).
     """
 
     def __call__(self, header: Buffer, payload: Buffer) -> bool: ...
@@ -142,3 +143,13 @@ class Host(Protocol):
 
     def open_echo(self, flow: EchoFlow) -> HostEcho | int:
         """A ping socket of the flow's family, or the reason why not (an ICMPv4 unreachable code)."""
+
+
+class Services(Protocol):
+    """What the gateway answers by itself."""
+
+    def dhcpv4(self, message: bytes, mac: bytes, now: float) -> tuple[bytes, bytes] | None:
+        """A DHCPv4 message from ``mac``: the answer and the address it goes to (RFC 2131 §4.1)."""
+
+    def dhcpv6(self, message: bytes, now: float) -> bytes | None:
+        """A DHCPv6 message: the answer, to whoever asked."""

@@ -76,6 +76,7 @@ def test_padding_does_not_matter_and_shortness_does(world: World, guest: Guest) 
     assert sum(v for k, v in world.counters.as_dict().items() if k.startswith("drop_")) == 1
 
 
+@pytest.mark.ipv4
 def test_a_guest_that_changed_its_mac_is_answered_there(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 9, b"a")
     guest.mac = OTHER_MAC

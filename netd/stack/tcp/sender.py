@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
+from netd.stack.headers import SegmentHeader
 from netd.stack.ports import Buffer
-from netd.stack.tcp.header import CHECKSUM_AT, SegmentHeader
 from netd.stack.timers import NEVER
 from netd.wire import checksum
-from netd.wire.tcp import ACK, CHECKSUM_OFFSET, FIN, PSH
+from netd.wire.tcp import ACK, FIN, PSH
 
 if TYPE_CHECKING:
     from netd.stack.tcp.table import TcpTable
@@ -20,7 +20,7 @@ HALF = 0x80000000
 
 NONE, DUE, DEFERRED = 0, 1, 2  # ack_pending
 HASTE = 32
-_GSO_MAX = 65535 - 40  # an IPv4 packet's length field bounds the super-frame
+_GSO_MAX = 65535 - 60  # a packet's length bounds the super-frame, headers of IPv6 and TCP included
 CHUNK_COST = 64  # of memory, besides its bytes: the object and its place in the queue
 
 
@@ -91,7 +91,7 @@ class Sender(ABC):
     def set_mss(self, mss: int) -> None:
         """The largest segment the guest takes, in payload bytes; super-frames are multiples of it."""
         self.mss = mss
-        self.gso_max = _GSO_MAX // mss * mss if self._offload else mss
+        self.gso_max = max(_GSO_MAX // mss * mss, mss) if self._offload else mss
 
     @abstractmethod
     def window(self) -> int:
@@ -117,11 +117,12 @@ class Sender(ABC):
         counters.tx_frames += 1
         counters.tx_bytes += size
         if self._offload:
-            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options)
-            table.transmit(header, payload, CHECKSUM_AT, CHECKSUM_OFFSET, self.mss if size > self.mss else 0)
+            mss = self.mss
+            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, 0, mss if size > mss else 0)
         else:
             total = checksum.total(payload) if size else 0
-            table.transmit(self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, total), payload, 0, 0, 0)
+            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, total)
+        table.transmit(header, payload)
 
     def send_ack(self) -> None:
         """A bare ACK of what has been accepted, now."""
