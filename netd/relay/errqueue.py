@@ -10,9 +10,9 @@ import errno
 import socket
 import struct
 
-from netd.relay.sockaddr import Sockaddr
+from netd.relay.sockaddr import Sockaddr, is_loopback
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, PORT_UNREACHABLE, HostError
-from netd.wire import icmpv4, icmpv6, ipv6
+from netd.wire import icmpv4, icmpv6
 
 # linux/in.h, linux/in6.h
 IP_RECVERR = 11
@@ -87,8 +87,8 @@ def _offender(data: bytes) -> bytes:
     (family,) = _FAMILY.unpack_from(data, at)
     if family == socket.AF_INET:
         ip = data[at + 4 : at + 8]
-        return b"" if ip[0] in (0, 127) else ip
+        return b"" if is_loopback(ip) or ip[0] == 0 else ip
     if family == socket.AF_INET6 and len(data) >= at + 24:
         ip = data[at + 8 : at + 24]
-        return b"" if ip in (ipv6.LOOPBACK, bytes(16)) else ip
+        return b"" if is_loopback(ip) or not any(ip) else ip
     return b""

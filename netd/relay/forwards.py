@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import packed
+from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.stream import Stream
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
-from netd.stack.addressing import is_loopback
 
 if TYPE_CHECKING:
     from netd.relay.host import HostNetwork
