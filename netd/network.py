@@ -22,7 +22,8 @@ from netd.netns.plan import OpenTap, TapPlan
 from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
-from netd.services import dns
+from netd.services import dhcpv4, dhcpv6, dns
+from netd.services.gateway import Gateway
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
@@ -30,6 +31,7 @@ from netd.stack.limits import Limits
 from netd.wire.ipv6 import interface_identifier
 
 clock = time.monotonic
+DHCP_POOL = range(15, 31)  # offsets in the network, as slirp4netns'
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
@@ -59,6 +61,27 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
     )
 
 
+def gateway_of(addressing: Addressing, mtu: int) -> Gateway:
+    """The DHCP servers of a network: the guest's address for whoever comes first, slirp4netns' pool for the others."""
+    pool = (addressing.network + offset for offset in DHCP_POOL)
+    v4 = dhcpv4.Config(
+        server_ip=addressing.gateway,
+        mask=addressing.mask.to_bytes(4, "big"),
+        guest_ip=addressing.guest,
+        router=addressing.gateway,
+        dns=(addressing.dns,) if addressing.dns else (),
+        pool=tuple(ip for number in pool if addressing.on_link(ip := number.to_bytes(4, "big"))),
+        mtu=mtu,
+    )
+    if not addressing.gateway6:
+        return Gateway(v4, None)
+    prefix = addressing.mask6.bit_count()
+    dns6 = (addressing.dns6,) if addressing.dns6 else ()
+    return Gateway(
+        v4, dhcpv6.Config(server_mac=addressing.gateway_mac, guest_ip=addressing.guest6, prefix_length=prefix, dns=dns6)
+    )
+
+
 def _packed(text: str) -> bytes:
     return ipaddress.ip_address(text).packed if text else b""
 
@@ -80,6 +103,7 @@ def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
         address6=address6,
         gateway6=spec.router_ip6 if spec.cidr6 else "",
         offload=offload,
+        uso=offload,
     )
 
 
@@ -121,8 +145,9 @@ class Network:
 
         self._link = Tap(tap.fd, tap.vnet_hdr)
         self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip, spec.outbound_ip6)
+        addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
-            addressing_of(spec, bytes.fromhex(tap.mac.replace(":", ""))),
+            addressing,
             self._link.transmit,
             self._host,
             limits or Limits(),
@@ -131,6 +156,7 @@ class Network:
             spec.allow_host_loopback,
             secrets.token_bytes(16),
             uso=tap.uso,
+            services=gateway_of(addressing, spec.mtu),
         )
         interface = self._interface
         self._host.pace = pace
@@ -328,6 +354,7 @@ def record_of(network: Network) -> str:
             "vnet_hdr": network.tap.vnet_hdr,
             "offload": network.tap.offload,
             "uso": network.tap.uso,
+            "address6": network.tap.address6,
         },
         "next_forward_id": network.next_forward_id(),
     }
