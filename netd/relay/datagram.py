@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ class Datagrams(UdpSocket):
         sock = self._sock
         now = self._clock()
         flows = self._flows
+        before: list[tuple[int, int, bytes]] = []
         segment = tos = 0
         budget = BATCH_BYTES
         for turn in range(BATCH):
@@ -88,12 +90,14 @@ class Datagrams(UdpSocket):
             try:
                 if self._busy:
                     size, control, _, peer = sock.recvmsg_into(buffers, _SPACE)
-                    segment = tos = 0
-                    for level, _, data in control:
-                        if level == SOL_UDP:
-                            (segment,) = _INT.unpack_from(data)
-                        else:
-                            tos = data[0]  # a byte in IPv4, an int in IPv6
+                    if control != before:
+                        before = control
+                        segment = tos = 0
+                        for level, _, data in control:
+                            if level == SOL_UDP:
+                                (segment,) = _INT.unpack_from(data)
+                            else:
+                                tos = int.from_bytes(data, sys.byteorder)  # a byte in IPv4, an int in IPv6
                 else:
                     size, peer = sock.recvfrom_into(buffer)
             except BlockingIOError:

@@ -12,12 +12,11 @@ from netd.relay.errqueue import local_error, read_error, watch
 from netd.relay.sockaddr import family_of, sockaddr
 from netd.stack.flow import EchoFlow
 from netd.stack.ports import Buffer
-from netd.wire import icmpv4
+from netd.wire import icmpv4, icmpv6
 
 BATCH = 16  # replies per wake-up
 ERRORS = 16
 _ECHO = struct.Struct("!BBHHH")  # type code checksum id sequence; the kernel fills in checksum and id
-_REQUEST6, _REPLY6 = 128, 129  # RFC 4443 §4
 
 
 class Echo:
@@ -29,7 +28,7 @@ class Echo:
         self._hops = hops_.UNSET
         family = family_of(flow.remote)
         if family == socket.AF_INET6:
-            protocol, self._request, self._reply = socket.IPPROTO_ICMPV6, _REQUEST6, _REPLY6
+            protocol, self._request, self._reply = socket.IPPROTO_ICMPV6, icmpv6.ECHO_REQUEST, icmpv6.ECHO_REPLY
         else:
             protocol, self._request, self._reply = socket.IPPROTO_ICMP, icmpv4.ECHO_REQUEST, icmpv4.ECHO_REPLY
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)

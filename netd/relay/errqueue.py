@@ -10,9 +10,9 @@ import errno
 import socket
 import struct
 
-from netd.relay.sockaddr import Sockaddr
+from netd.relay.sockaddr import Sockaddr, is_loopback
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, PORT_UNREACHABLE, HostError
-from netd.wire import icmpv4
+from netd.wire import icmpv4, icmpv6
 
 # linux/in.h, linux/in6.h
 IP_RECVERR = 11
@@ -22,11 +22,12 @@ IPV6_RECVERR = 25
 _EXTENDED_ERR = struct.Struct("=IBBBBII")
 _ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
 _FAMILY = struct.Struct("=H")
-_LOOPBACK6 = bytes(15) + b"\x01"
-
-# RFC 4443 §3.1
-_DEST_UNREACHABLE6 = 1
-_CODES6 = {NET_UNREACHABLE: 0, ADMIN_PROHIBITED: 1, HOST_UNREACHABLE: 3, PORT_UNREACHABLE: 4}
+_CODES6 = {  # RFC 4443 §3.1
+    NET_UNREACHABLE: icmpv6.NO_ROUTE,
+    ADMIN_PROHIBITED: icmpv6.ADMIN_PROHIBITED,
+    HOST_UNREACHABLE: icmpv6.ADDRESS_UNREACHABLE,
+    PORT_UNREACHABLE: icmpv6.PORT_UNREACHABLE,
+}
 
 # An errno as an ICMPv4 unreachable code.
 REASONS = {
@@ -56,7 +57,7 @@ def local_error(family: int, number: int) -> HostError | None:
     if reason is None:
         return None
     if family == socket.AF_INET6:
-        return HostError(_DEST_UNREACHABLE6, _CODES6[reason])
+        return HostError(icmpv6.DEST_UNREACHABLE, _CODES6[reason])
     return HostError(icmpv4.DEST_UNREACHABLE, reason)
 
 
@@ -86,8 +87,8 @@ def _offender(data: bytes) -> bytes:
     (family,) = _FAMILY.unpack_from(data, at)
     if family == socket.AF_INET:
         ip = data[at + 4 : at + 8]
-        return b"" if ip[0] in (0, 127) else ip
+        return b"" if is_loopback(ip) or ip[0] == 0 else ip
     if family == socket.AF_INET6 and len(data) >= at + 24:
         ip = data[at + 8 : at + 24]
-        return b"" if ip in (_LOOPBACK6, bytes(16)) else ip
+        return b"" if is_loopback(ip) or not any(ip) else ip
     return b""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import packed
+from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.stream import Stream
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 MAX_PORTS = 4096  # published ports per network; each is one listening socket or, for all addresses, two
 ACCEPTS = 32  # connections taken per wake-up
-
-_LOOPBACK6 = bytes(15) + b"\x01"
 
 
 class Forward:
@@ -79,7 +77,7 @@ class Forwards:
         """Publish. ``kept`` and ``id_``: listeners of a life before this one by their family and port, which are taken
         out where they are used, and the forward's number then."""
         check(spec)
-        if ":" in spec.container_ip and not self._gateway(16):
+        if ":" in spec.container_ip and not self._addressing.gateway6:
             raise InvalidSpec(f"container_ip {spec.container_ip!r}: this network has no IPv6")
         if self.port_count() + spec.range > MAX_PORTS:
             raise LimitReached(f"a network publishes at most {MAX_PORTS} ports")
@@ -112,20 +110,15 @@ class Forwards:
 
     def _guest(self, family: int) -> bytes:
         """The guest's address for clients of that family, or the one it has."""
-        guest, guest6 = self._addressing.guest, getattr(self._addressing, "guest6", b"")
+        guest, guest6 = self._addressing.guest, self._addressing.guest6
         return guest6 or guest if family == socket.AF_INET6 else guest or guest6
-
-    def _gateway(self, size: int) -> bytes:
-        """The gateway for the guest's addresses of that length; b"" where there is none."""
-        return self._addressing.gateway if size == 4 else getattr(self._addressing, "gateway6", b"")
 
     def _client_seen(self, ip: bytes, guest: bytes) -> bytes:
         """How ``guest`` sees the client ``ip``."""
-        if len(ip) != len(guest):
-            return self._gateway(len(guest))
-        loopback = ip[0] == 127 if len(ip) == 4 else ip == _LOOPBACK6
-        link_local = len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80  # of another link than the guest's
-        return self._gateway(len(guest)) if loopback or link_local or self._addressing.on_link(ip) else ip
+        addressing = self._addressing
+        if len(ip) != len(guest) or is_loopback(ip) or addressing.on_link(ip):
+            return addressing.gateway_of(len(guest))
+        return ip
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.

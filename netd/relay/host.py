@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
 from netd.relay.errqueue import REASONS
 from netd.relay.outbox import outbox
 from netd.relay.resolver import Resolver
-from netd.relay.sockaddr import sockaddr
-from netd.relay.stream import Pace, Stream
+from netd.relay.sockaddr import resolve, sockaddr
+from netd.relay.stream import Address, Pace, Stream
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
 from netd.wire import dns
@@ -71,7 +72,11 @@ class HostNetwork:
         """To a name server; a dead one is followed by the next."""
         stream = self.new_stream(None)
         stream.connection = connection
-        stream.connect([(address, dns.PORT) for address in self.resolver.servers()], self._source)
+        addresses = []
+        for server in self.resolver.servers():
+            with contextlib.suppress(OSError):  # a zone that is gone
+                addresses.append(resolve(server, dns.PORT))
+        stream.connect(cast("list[Address]", addresses), self._source)
         return stream
 
     def open_datagrams(self, flow: UdpFlow) -> Datagrams | None:

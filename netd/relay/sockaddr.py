@@ -6,6 +6,7 @@ import socket
 
 Sockaddr = tuple[str, int] | tuple[str, int, int, int]
 
+_LOOPBACK6 = bytes(15) + b"\x01"
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 
 
@@ -19,6 +20,11 @@ def sockaddr(ip: bytes, port: int) -> Sockaddr:
     if len(ip) == 4:
         return socket.inet_ntoa(ip), port
     return socket.inet_ntop(socket.AF_INET6, ip), port, 0, 0
+
+
+def is_loopback(ip: bytes) -> bool:
+    """127.0.0.0/8, ::1."""
+    return ip[0] == 127 if len(ip) == 4 else ip == _LOOPBACK6
 
 
 def packed(text: str) -> bytes:

@@ -74,63 +74,67 @@ class UdpSocket:
 
     def send(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
         """To the flow's peer, at the latest with the next ``outbox.flush``."""
+        box = outbox
         size = len(payload)
-        if outbox.flow is not None:
-            if outbox.flow is flow and not segment and outbox.join(payload, size, hops):
+        if box.flow is not None:
+            if box.flow is flow and not segment and box.join(payload, size, hops):
                 return
-            outbox.flush()
+            box.flush()
         if not segment and 0 < size <= self._gathered:
-            outbox.begin(self, flow, payload, size, hops)
+            box.begin(self, flow, payload, size, hops)
         else:
             self.transmit(flow, payload, hops, segment)
 
     def transmit(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
         """The same, now."""
         sock = self._sock
-        if sock is None or flow.address is None:
+        if sock is None:
             return
         if hops != self._hops:
             self._hops = hops_.carry(sock, self._hops, hops)
-        if self._pause and not segment:
-            self._pause -= 1
-            if not self._pause:
-                self._gathered = SIZE_MAX
         if segment > self._gathered:
             self._one_by_one(flow, payload, hops, segment)
             return
-        number = self._try(sock, flow, payload, segment)
-        if number and number not in _BUSY and self._read_errors(sock):
-            # It was an earlier datagram's fate, perhaps another peer's, told on this call: now send.
-            number = self._try(sock, flow, payload, segment)
-        if not number:
-            return
-        if segment and number in _NO_SEGMENTS:
-            self._gathered, self._pause = min(self._gathered, segment - 1), _PAUSE
-            self._one_by_one(flow, payload, hops, segment)
-            return
-        self._table.counters.drop_udp_host += -(-len(payload) // segment) if segment else 1
-        error = local_error(sock.family, number)
-        if error is not None:
-            flow.refused(error)
-
-    def _one_by_one(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
-        for start in range(0, len(payload), segment):
-            self.transmit(flow, payload[start : start + segment], hops, 0)
-
-    @staticmethod
-    def _try(sock: socket.socket, flow: UdpFlow, payload: Buffer, segment: int) -> int:
-        """0 or an errno."""
         peer, control = flow.address
         try:
             if segment:
-                sock.sendmsg((payload,), [*control, (SOL_UDP, UDP_SEGMENT, _U16.pack(segment))], 0, peer)
+                sock.sendmsg((payload,), (*control, (SOL_UDP, UDP_SEGMENT, _U16.pack(segment))), 0, peer)
             elif control:
                 sock.sendmsg((payload,), control, 0, peer)
             else:
                 sock.sendto(payload, peer)
         except OSError as e:
-            return e.errno or errno.EIO
-        return 0
+            self._failed(flow, payload, hops, segment, e.errno or errno.EIO, again=True)
+        if self._pause and not segment:
+            self._pause -= 1
+            if not self._pause:
+                self._gathered = SIZE_MAX
+
+    def _failed(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int, number: int, again: bool) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if again and number not in _BUSY and self._read_errors(sock):
+            # It was an earlier datagram's fate, perhaps another peer's, told on this call: now send.
+            peer, control = flow.address
+            if segment:
+                control = (*control, (SOL_UDP, UDP_SEGMENT, _U16.pack(segment)))
+            try:
+                sock.sendmsg((payload,), control, 0, peer)
+            except OSError as e:
+                self._failed(flow, payload, hops, segment, e.errno or errno.EIO, again=False)
+        elif segment and number in _NO_SEGMENTS:
+            self._gathered, self._pause = min(self._gathered, segment - 1), _PAUSE
+            self._one_by_one(flow, payload, hops, segment)
+        else:
+            self._table.counters.drop_udp_host += -(-len(payload) // segment) if segment else 1
+            error = local_error(sock.family, number)
+            if error is not None:
+                flow.refused(error)
+
+    def _one_by_one(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
+        for start in range(0, len(payload), segment):
+            self.transmit(flow, payload[start : start + segment], hops, 0)
 
     # -- from the host -------------------------------------------------------------------------------------------
 

@@ -62,17 +62,34 @@ def flow_to(table: Table, host: Datagrams, sock: socket.socket) -> Flow:
     return flow
 
 
-def sent_by(host: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(size, segment) of each system call from now on."""
-    calls: list[tuple[int, int]] = []
-    genuine = udp_socket.UdpSocket._try
+class Noted(socket.socket):
+    """A socket that notes (size, segment) of what it sends, and each option it is told."""
 
-    def note(sock: socket.socket, flow: Flow, payload: Any, segment: int) -> int:
-        calls.append((len(payload), segment))
-        return genuine(sock, flow, payload, segment)  # type: ignore[arg-type]
+    calls: list[tuple[int, int]]
+    told: list[tuple[int, Any]]
+    fails: int = 0  # an errno for segments of more than 1000 bytes
 
-    monkeypatch.setattr(udp_socket.UdpSocket, "_try", staticmethod(note))
-    return calls
+    def sendto(self, payload: Any, peer: Any) -> int:  # type: ignore[override]
+        self.calls.append((len(payload), 0))
+        return super().sendto(payload, peer)
+
+    def sendmsg(self, payloads: Any, control: Any = (), flags: int = 0, peer: Any = None) -> int:  # type: ignore[override]
+        segment = next((struct.unpack("=H", data)[0] for _, kind, data in control if kind == UDP_SEGMENT), 0)
+        if self.fails and segment > 1000:
+            raise OSError(self.fails, os.strerror(self.fails))
+        self.calls.append((len(payloads[0]), segment))
+        return super().sendmsg(payloads, control, flags, peer)
+
+    def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]
+        self.told.append((name, value))
+        super().setsockopt(level, name, value)
+
+
+def noted(host: Datagrams) -> Noted:
+    assert host._sock is not None
+    sock = host._sock = Noted(fileno=host._sock.detach())
+    sock.calls, sock.told = [], []
+    return sock
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -101,9 +118,9 @@ async def test_there_and_back(table: Table, family: int) -> None:
     host.close()
 
 
-async def test_neighbours_of_one_size_go_with_one_call(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_neighbours_of_one_size_go_with_one_call(table: Table) -> None:
     host = endpoint(table, 4)
-    calls = sent_by(host, monkeypatch)
+    calls = noted(host).calls
     with peer_at("127.0.0.1") as peer, peer_at("127.0.0.1") as other:
         flow, second = flow_to(table, host, peer), flow_to(table, host, other)
         for case, expected in (
@@ -138,9 +155,9 @@ async def test_neighbours_of_one_size_go_with_one_call(table: Table, monkeypatch
 
 
 @both_families
-async def test_a_super_frame_of_the_guests(table: Table, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_super_frame_of_the_guests(table: Table, family: int) -> None:
     host = endpoint(table, family)
-    calls = sent_by(host, monkeypatch)
+    calls = noted(host).calls
     with peer_at(LOOPBACK[family]) as peer:
         flow = flow_to(table, host, peer)
         payload = os.urandom(1200 * 20 + 7)
@@ -153,17 +170,11 @@ async def test_a_super_frame_of_the_guests(table: Table, family: int, monkeypatc
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP])
-async def test_without_segments_one_by_one_for_a_while(
-    table: Table, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+async def test_without_segments_one_by_one_for_a_while(table: Table, number: int) -> None:
     host = endpoint(table, 4)
-    calls = sent_by(host, monkeypatch)
-    genuine = udp_socket.UdpSocket._try
-    monkeypatch.setattr(
-        udp_socket.UdpSocket,
-        "_try",
-        staticmethod(lambda sock, flow, p, segment: number if segment > 1000 else genuine(sock, flow, p, segment)),
-    )
+    sock = noted(host)
+    sock.fails = number
+    calls = sock.calls
     with peer_at("127.0.0.1") as peer:
         flow = flow_to(table, host, peer)
 
@@ -182,7 +193,7 @@ async def test_without_segments_one_by_one_for_a_while(
         host.send(flow, bytes(3000), DEFAULT, 1500)  # type: ignore[arg-type]
         assert [len(peer.recv(65535)) for _ in range(2)] == [1500, 1500]
         calls.clear()
-        monkeypatch.setattr(udp_socket.UdpSocket, "_try", staticmethod(genuine))
+        sock.fails = 0
         for _ in range(udp_socket._PAUSE - 8):  # the 8 above count, too
             assert send(1400, 1) == [(1400, 0)]
         assert send(1400, 3) == [(4200, 1400)]
@@ -212,23 +223,14 @@ async def test_segments_larger_than_the_path_takes(beyond: Beyond, table: Table,
 
 
 @both_families
-async def test_ttl_and_tos_are_the_guests(table: Table, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ttl_and_tos_are_the_guests(table: Table, family: int) -> None:
     host = endpoint(table, family)
-    told: list[tuple[int, int]] = []
-    genuine = socket.socket.setsockopt
     level, names = (socket.IPPROTO_IP, (12, 13)) if family == 4 else (socket.IPPROTO_IPV6, (51, 66))
     with peer_at(LOOPBACK[family]) as peer:
         for name in names:
             peer.setsockopt(level, name, 1)
         flow = flow_to(table, host, peer)
-
-        class Sock(socket.socket):
-            def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]
-                told.append((name, value))
-                genuine(self, level, name, value)
-
-        assert host._sock is not None
-        host._sock = Sock(fileno=host._sock.detach())
+        told = noted(host).told
         for ttl, tos in ((64, 0), (64, 0), (1, 0), (1, 0xB8), (255, 0x02), (0, 0)):
             host.send(flow, b"x", ttl << 8 | tos, 0)  # type: ignore[arg-type]
             outbox.flush()

@@ -166,16 +166,6 @@ def test_a_zone_of_the_guests_is_none_of_ours() -> None:
 # -- who is seen ----------------------------------------------------------------------------------------------------
 
 
-class Numbers(Addressing):
-    """An addressing with IPv6."""
-
-    guest6 = packed("fd00::100")
-    gateway6 = packed("fd00::2")
-
-    def on_link(self, ip: bytes) -> bool:
-        return ip[:3] == b"\x0a\x00\x02" if len(ip) == 4 else ip[:8] == self.guest6[:8]
-
-
 def forwards_of(addressing: Addressing) -> Forwards:
     loop = asyncio.get_running_loop()
     return Forwards(loop, time.monotonic, lambda: None, None, None, Table(), addressing)  # type: ignore[arg-type]
@@ -190,10 +180,17 @@ FIELDS: dict[str, Any] = {
     "gateway_mac": bytes(6),
     "dns_mac": bytes(6),
 }
+SIX: dict[str, Any] = {
+    **FIELDS,
+    "guest6": packed("fd00::100"),
+    "gateway6": packed("fd00::2"),
+    "network6": int.from_bytes(packed("fd00::"), "big"),
+    "mask6": (1 << 128) - (1 << 64),
+}
 
 
 async def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family() -> None:
-    forwards = forwards_of(Numbers(**FIELDS))
+    forwards = forwards_of(Addressing(**SIX))
     four, six = packed("10.0.2.100"), packed("fd00::100")
     for client, guest, seen in (
         ("192.0.2.7", four, "192.0.2.7"),
@@ -215,17 +212,17 @@ async def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family(
 
 
 async def test_the_guests_address_is_of_the_clients_family_where_it_has_one() -> None:
-    both, old = forwards_of(Numbers(**FIELDS)), forwards_of(Addressing(**FIELDS))
+    both, old = forwards_of(Addressing(**SIX)), forwards_of(Addressing(**FIELDS))
     assert (both._guest(V4), both._guest(V6)) == (packed("10.0.2.100"), packed("fd00::100"))
     assert (old._guest(V4), old._guest(V6)) == (packed("10.0.2.100"),) * 2
-    only6 = forwards_of(Numbers(**{**FIELDS, "guest": b""}))
+    only6 = forwards_of(Addressing(**{**SIX, "guest": b""}))
     assert (only6._guest(V4), only6._guest(V6)) == (packed("fd00::100"),) * 2
     with pytest.raises(InvalidSpec, match="no IPv6"):
         old.add(ForwardSpec("tcp", 0, 80, container_ip="fd00::100"), "api")
 
 
 async def test_a_listener_that_cannot_be_made_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    forwards = forwards_of(Numbers(**FIELDS))
+    forwards = forwards_of(Addressing(**SIX))
     before = open_fds()
     monkeypatch.setattr("netd.relay.udp_socket.watch", lambda sock: 1 / (sock.family != V6))
     for kind, error in (("udp", ZeroDivisionError),):
