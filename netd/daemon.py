@@ -45,6 +45,13 @@ Observer = Callable[[str, Network], None]
 StoredFds = dict[str, list[int]]
 
 
+def _share_an_address(one: str, other: str) -> bool:
+    """True if listeners on both would be in each other's way; "" is every address of both families."""
+    if not one or not other or one == other:
+        return True
+    return (":" in one) == (":" in other) and not {one, other}.isdisjoint(("0.0.0.0", "::"))
+
+
 class Daemon:
     """All networks of one owner."""
 
@@ -214,9 +221,7 @@ class Daemon:
             for forward in network.forwards():
                 other = forward.spec
                 overlap = other.host_port < ports.stop and ports.start < other.host_port + other.range
-                wild = {"", "0.0.0.0"}
-                same_ip = other.host_ip == spec.host_ip or other.host_ip in wild or spec.host_ip in wild
-                if other.protocol == spec.protocol and overlap and same_ip:
+                if other.protocol == spec.protocol and overlap and _share_an_address(other.host_ip, spec.host_ip):
                     return network.name
         return ""
 
@@ -342,8 +347,9 @@ class Daemon:
                 logger.warning("%s: %s", network.name, e)
                 self._notifier.unstore(name)
             else:
-                if len(fds) == spec.range:  # else ``changed`` stores those that were bound anew
-                    stored[key] = network.stored_fds()[key]
+                whole = network.stored_fds()[key]
+                if len(fds) == len(whole):  # else ``changed`` stores those that were bound anew
+                    stored[key] = whole
         network.resume_forward_ids(entry["next_forward_id"])
 
     # -- start and stop ------------------------------------------------------------------------------------------

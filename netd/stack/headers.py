@@ -54,6 +54,10 @@ class Header:
         self._ip_sum = (0x4500 + ipv4.DF + (TTL << 8 | protocol) + addresses) % 0xFFFF
         self._pseudo = (addresses + protocol) % 0xFFFF
 
+    def aim(self, dst_mac: bytes) -> None:
+        """The guest has another MAC now."""
+        self._scratch[vnet_hdr.SIZE : vnet_hdr.SIZE + 6] = dst_mac
+
     def _cut(self, kind: int, gso_size: int) -> None:
         """From now on super-frames to be cut into ``gso_size`` bytes of payload each; 0: whole frames."""
         self._gso_size = gso_size

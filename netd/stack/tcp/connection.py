@@ -373,6 +373,12 @@ class Connection(Sender):
         memory.used += rest
         return taken + rest
 
+    def aim(self) -> None:
+        """A neighbor's MAC has changed, perhaps the guest's."""
+        neighbors = self.table.neighbors
+        self.moves = neighbors.moves
+        self.header.aim(neighbors.mac_of(self.key[: len(self.key) - 4 >> 1]))
+
     def window(self) -> int:
         """RCV.WND: what the overflow can still hold."""
         overflow = self.overflow

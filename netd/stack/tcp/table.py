@@ -115,8 +115,9 @@ class TcpTable:
         if flags & (SYN | ACK | RST | FIN) == SYN:
             self._open(frame, at, data_at, end, key, seq, wnd, now)
             return
-        if policy.decide(self.addressing, True, key[len(key) - 4 >> 1 : -4], 0).kind == policy.DROP:
-            counters.drop_martian += 1  # nobody answers from a group's address, RFC 1122 §4.2.3.10
+        dst = key[len(key) - 4 >> 1 : -4]
+        if policy.decide(self.addressing, True, dst, 0).kind != policy.DIRECT and not self.addressing.ours(dst):
+            counters.drop_martian += 1  # nobody has that address, or a group has: RFC 1122 §4.2.3.10
             return
         counters.drop_tcp_stray += 1
         if not flags & RST:

@@ -1,10 +1,9 @@
-"""Found in ``netd.stack.tcp`` and not yet mended there: strict, so that the mending shows."""
+"""Who a segment goes to, and in whose name."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from wire import oracle
 from wire.oracle import ACK, PSH
 
@@ -12,9 +11,6 @@ from .guest import Guest
 from .world import ADDRESSING, GUEST, World
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tcp/table: a stray segment to the guest's own address gets an RST in its own name"
-)
 def test_nobody_speaks_in_the_guests_own_name(family: int) -> None:
     """Nobody else has that address: a SYN to it is refused by the gateway, and a stray segment is a martian."""
     world = World(family=family)
@@ -23,9 +19,6 @@ def test_nobody_speaks_in_the_guests_own_name(family: int) -> None:
     guest.sees_nothing()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tcp: the header keeps the MAC of its first frame (cf. UdpTable.to_guest, Neighbors.moves)"
-)
 def test_a_connection_follows_a_guest_that_changed_its_mac(family: int) -> None:
     world = World(family=family)
     guest = Guest(world)
@@ -37,10 +30,6 @@ def test_a_connection_follows_a_guest_that_changed_its_mac(family: int) -> None:
     tcp.sees(ACK | PSH, b"data")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="tcp: a SYN before the guest has spoken is broadcast, and so are its repetitions: Linux drops these",
-)
 def test_a_syn_again_goes_to_the_guest_once_it_has_spoken(family: int) -> None:
     world = World(family=family, addressing=replace(ADDRESSING, guest_mac=b"\xff" * 6))
     guest = Guest(world)
