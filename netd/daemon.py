@@ -64,7 +64,7 @@ class Daemon:
         self.started = time.time()
         self._notifier = notifier or Notifier()
         self._agent = Agent()
-        self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock)
+        self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock, dns.search_in)
         self._watches: dict[str, Watch] = {}
         self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
         self._stored: dict[str, StoredFds] = {}

@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netd.errors import PortInUse
 from netd.link.tap import Tap
@@ -28,7 +28,7 @@ from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, Networ
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
-from netd.wire.ipv6 import interface_identifier
+from netd.wire.ipv6 import MTU_MIN, interface_identifier
 
 clock = time.monotonic
 DHCP_POOL = range(15, 31)  # offsets in the network, as slirp4netns'
@@ -42,7 +42,7 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
     network6 = ipaddress.IPv6Network(spec.cidr6 or "::/128")
     prefix6 = network6.network_address.packed
     guest6 = _packed(spec.guest_ip6) or prefix6[:8] + interface_identifier(guest_mac)
-    six = bool(spec.cidr6)
+    six = bool(spec.cidr6) and spec.mtu >= MTU_MIN  # RFC 8200 §5: no IPv6 on a smaller link
     return Addressing(
         guest=_packed(spec.guest_ip),
         gateway=gateway,
@@ -61,7 +61,7 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
     )
 
 
-def gateway_of(addressing: Addressing, mtu: int) -> Gateway:
+def gateway_of(addressing: Addressing, mtu: int, search: Sequence[str]) -> Gateway:
     """The DHCP servers of a network: the guest's address for whoever comes first, slirp4netns' pool for the others."""
     pool = (addressing.network + offset for offset in DHCP_POOL)
     v4 = dhcpv4.Config(
@@ -72,13 +72,22 @@ def gateway_of(addressing: Addressing, mtu: int) -> Gateway:
         dns=(addressing.dns,) if addressing.dns else (),
         pool=tuple(ip for number in pool if addressing.on_link(ip := number.to_bytes(4, "big"))),
         mtu=mtu,
+        domain=search[0] if search else "",
+        search=tuple(search),
     )
     if not addressing.gateway6:
         return Gateway(v4, None)
     prefix = addressing.mask6.bit_count()
     dns6 = (addressing.dns6,) if addressing.dns6 else ()
     return Gateway(
-        v4, dhcpv6.Config(server_mac=addressing.gateway_mac, guest_ip=addressing.guest6, prefix_length=prefix, dns=dns6)
+        v4,
+        dhcpv6.Config(
+            server_mac=addressing.gateway_mac,
+            guest_ip=addressing.guest6,
+            prefix_length=prefix,
+            dns=dns6,
+            search=tuple(search),
+        ),
     )
 
 
@@ -156,7 +165,7 @@ class Network:
             spec.allow_host_loopback,
             secrets.token_bytes(16),
             uso=tap.uso,
-            services=gateway_of(addressing, spec.mtu),
+            services=gateway_of(addressing, spec.mtu, name_servers.search()),
         )
         interface = self._interface
         self._host.pace = pace

@@ -65,7 +65,7 @@ class HostNetwork:
         """To ``ip``:``port``."""
         stream = self.new_stream(None)
         stream.connection = connection
-        stream.connect([sockaddr(ip, port)[:2]], self._source_for(ip))
+        stream.connect([sockaddr(ip, port)[:2]], (self._source, self._source6))
         return stream
 
     def connect_resolver(self, connection: GuestStream) -> Stream:
@@ -76,7 +76,7 @@ class HostNetwork:
         for server in self.resolver.servers():
             with contextlib.suppress(OSError):  # a zone that is gone
                 addresses.append(resolve(server, dns.PORT))
-        stream.connect(cast("list[Address]", addresses), self._source)
+        stream.connect(cast("list[Address]", addresses), (self._source, self._source6))
         return stream
 
     def open_datagrams(self, flow: UdpFlow) -> Datagrams | None:

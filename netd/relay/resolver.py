@@ -52,9 +52,17 @@ class Forwarding(Protocol):
 class NameServers:
     """The servers of a resolv.conf, re-read when the file changes. Shared by all networks."""
 
-    def __init__(self, path: str, parse: Callable[[str], list[str]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str,
+        parse: Callable[[str], list[str]],
+        clock: Callable[[], float],
+        parse_search: Callable[[str], list[str]] | None = None,
+    ) -> None:
         self._path = path
         self._parse = parse
+        self._parse_search = parse_search
+        self._search: list[str] = []
         self._clock = clock
         self._checked = float("-inf")
         self._identity: tuple[int, ...] = ()
@@ -72,11 +80,18 @@ class NameServers:
                 identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
                 if identity != self._identity:
                     with open(self._path, encoding="utf-8", errors="replace") as file:
-                        self._servers = [s for s in self._parse(file.read(_MAX_RESOLV_CONF)) if _is_address(s)]
+                        text = file.read(_MAX_RESOLV_CONF)
+                    self._servers = [s for s in self._parse(text) if _is_address(s)]
+                    self._search = self._parse_search(text) if self._parse_search is not None else []
                     self._identity = identity
             except OSError:
-                self._servers, self._identity = [], ()
+                self._servers, self._search, self._identity = [], [], ()
         return self._servers
+
+    def search(self) -> list[str]:
+        """The domains that names are tried in."""
+        self.current()
+        return self._search
 
 
 def _is_address(text: str) -> bool:

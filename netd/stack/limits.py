@@ -33,7 +33,7 @@ class Limits:
     persist_max: float = 60.0
 
     fragmented: int = 64  # datagrams being reassembled,
-    fragments_each: int = 64  # fragments of one (65,535 bytes in pieces of 1280 are 52),
+    fragments_each: int = 128  # fragments of one (65,535 bytes at MTU 576 are 119),
     fragment_bytes: int = 1 << 20  # bytes of all
     reassembly: float = 15.0  # RFC 791 §3.2; RFC 8200 §4.5 says 60 for paths longer than a device
 

@@ -124,5 +124,7 @@ class Output:
         src = error.offender
         if len(src) != len(guest) or not is_remote(src) or self._addressing.on_link(src):
             src = b""
-        rest = min(error.info, 0xFFFF) if len(guest) == 4 else error.info & 0xFFFFFFFF
+        rest = error.info & 0xFFFFFFFF
+        if len(guest) == 4:  # RFC 792: a parameter problem's pointer is the first of these bytes, not the last
+            rest = (rest & 0xFF) << 24 if error.type == icmpv4.PARAMETER_PROBLEM else min(rest, 0xFFFF)
         self.icmp(guest, error.type, error.code, rest, quote, src)
