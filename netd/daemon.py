@@ -74,16 +74,27 @@ class Daemon:
     # -- attach and detach ---------------------------------------------------------------------------------------
 
     async def attach(
-        self, spec: NetworkSpec, netns_fd: int, lifeline: Lifeline, held: dict[str, int] | None = None
+        self,
+        spec: NetworkSpec,
+        netns_fd: int,
+        lifeline: Lifeline,
+        held: dict[str, int] | None = None,
+        tap: OpenTap | None = None,
     ) -> Network:
-        """Give the namespace its network. Takes over ``netns_fd``, ``lifeline.fd`` and ``held`` whatever happens.
+        """Give the namespace its network. Takes over every descriptor in the arguments, whatever happens.
 
+        With ``tap``, a device of somebody else's making, nothing is done in the namespace, and ``netns_fd`` may be -1.
         On return traffic flows. NetdError.
         """
         held = dict(held or {})
         try:
-            _check_open(lifeline, held)
-            network = await self._attach(spec, netns_fd, lifeline, held)
+            try:
+                _check_open(lifeline, held)
+                inode = self._admit(spec, netns_fd, tap)
+            except BaseException:
+                _close_all(() if tap is None else (tap.fd,))
+                raise
+            network = await self._attach(spec, netns_fd, inode, lifeline, held, tap)
         except BaseException:
             _close_all((lifeline.fd, *held.values()))
             raise
@@ -97,20 +108,22 @@ class Daemon:
         self._tell("attached", network)
         return network
 
-    async def _attach(self, spec: NetworkSpec, netns_fd: int, lifeline: Lifeline, held: dict[str, int]) -> Network:
+    def _admit(self, spec: NetworkSpec, netns_fd: int, tap: OpenTap | None) -> int:
+        """The namespace's inode, 0 where only the TAP is known. NetdError when there is no room for the network."""
         if self._stopping:
             raise ShuttingDown("netd is stopping")
         if len(self.networks) + len(self._attaching) >= self.settings.max_networks:
             raise LimitReached(f"netd serves at most {self.settings.max_networks} networks (max_networks)")
         try:
-            inode = os.fstat(netns_fd).st_ino
+            inode = os.fstat(netns_fd).st_ino if tap is None or netns_fd >= 0 else 0
         except OSError as e:
             raise NamespaceUnavailable(f"no network namespace: {e.strerror}") from None
-        id_ = secrets.token_hex(6)
-        name = spec.name or id_
+        name = spec.name
         for other in list(self.networks.values()):
             same_device = other.netns_inode == inode and other.spec.ifname == spec.ifname
-            if same_device or other.name == name or other.id == name:
+            if not inode and tap is not None:  # the same name in two namespaces of which we know nothing
+                same_device = same_device and other.tap.mac == tap.mac
+            if same_device or (name and name in (other.name, other.id)):
                 # A container that restarts comes back before its old lifeline's event may have been looked at.
                 if not _has_ended(other):
                     what = (
@@ -118,20 +131,33 @@ class Daemon:
                     )
                     raise NetworkExists(f"{what}: {other.name} ({other.id})")
                 self._end(other, "ended")
-        under_way = name, (inode, spec.ifname)
         for other_name, other_device in self._attaching:
-            if other_name == name:
+            if name and other_name == name:
                 raise NetworkExists(f"the name is taken: {name} is being attached")
-            if other_device == under_way[1]:
+            if other_device == (inode, spec.ifname):
                 raise NetworkExists(f"the namespace is getting a network at {spec.ifname} just now: {other_name}")
-        self._attaching.add(under_way)
-        try:
-            tap = await self._agent.open_tap(netns_fd, plan_of(spec, self.settings.offload))
-        finally:
-            self._attaching.discard(under_way)
-        if self._stopping:
-            os.close(tap.fd)
-            raise ShuttingDown("netd is stopping")
+        return inode
+
+    async def _attach(
+        self,
+        spec: NetworkSpec,
+        netns_fd: int,
+        inode: int,
+        lifeline: Lifeline,
+        held: dict[str, int],
+        tap: OpenTap | None,
+    ) -> Network:
+        id_ = secrets.token_hex(6)
+        if tap is None:
+            under_way = spec.name or id_, (inode, spec.ifname)
+            self._attaching.add(under_way)
+            try:
+                tap = await self._agent.open_tap(netns_fd, plan_of(spec, self.settings.offload))
+            finally:
+                self._attaching.discard(under_way)
+            if self._stopping:
+                os.close(tap.fd)
+                raise ShuttingDown("netd is stopping")
         network = self._new_network(id_, spec, lifeline, held, tap, inode)
         self.networks[id_] = network
         return network

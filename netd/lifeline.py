@@ -1,10 +1,15 @@
-"""What ends a network: a pipe's hang-up, a process's end, a shim's death, a file's unlink. Watched on the loop."""
+"""What ends a network: a pipe's hang-up, a process's end, a shim's death, a file's unlink. Watched on the loop.
+
+A hang-up is waited for with an epoll of its own, which the loop watches in turn: the loop's readers would also be
+called, and without end, for data that lies in the pipe. Its content is its owner's and is not read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import stat
+import select
 import struct
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -25,37 +30,25 @@ class Watch:
         self._ended = ended
         self._fds: list[int] = []
         self._own: list[int] = []
+        self._hangups: select.epoll | None = None
 
     def add(self, lifeline: Lifeline) -> None:
         """Begin to watch. NamespaceUnavailable if it has ended already."""
         if lifeline.kind == "path":
             self._add_path(lifeline.path)
         elif lifeline.kind == "pidfd":
-            self._add_fd(lifeline.fd, self._on_pidfd)
-        elif lifeline.kind in ("exit_fd", "shim"):
-            self._add_fd(lifeline.fd, self._on_stream)
+            self._add_event(lifeline.fd, select.EPOLLIN)
+        elif lifeline.kind == "exit_fd":
+            self._add_event(lifeline.fd, 0)  # EPOLLHUP and EPOLLERR come unasked
+        elif lifeline.kind == "shim":
+            self._add_event(lifeline.fd, select.EPOLLRDHUP)
 
-    def _add_fd(self, fd: int, callback: Callable[[int], None]) -> None:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return  # a regular file never hangs up
-        try:
-            self._loop.add_reader(fd, callback, fd)
-        except PermissionError:
-            return  # nor does anything else that cannot be polled: /dev/null, a directory (epoll_ctl(2), EPERM)
-        self._fds.append(fd)
-
-    def _on_stream(self, fd: int) -> None:
-        try:
-            if os.read(fd, 4096):
-                return  # only the hang-up counts
-        except BlockingIOError:
-            return
-        except OSError:
-            pass  # an error is an end
-        self._fire()
-
-    def _on_pidfd(self, fd: int) -> None:
-        self._fire()
+    def _add_event(self, fd: int, event: int) -> None:
+        if self._hangups is None:
+            self._hangups = select.epoll()
+            self._loop.add_reader(self._hangups.fileno(), self._fire)
+        with contextlib.suppress(PermissionError):  # a file, a directory, /dev/null: never hangs up (epoll_ctl(2))
+            self._hangups.register(fd, event)
 
     def _add_path(self, path: str) -> None:
         directory, name = os.path.split(os.path.abspath(path))
@@ -97,6 +90,10 @@ class Watch:
         for fd in self._fds:
             self._loop.remove_reader(fd)
         self._fds.clear()
+        if self._hangups is not None:
+            self._loop.remove_reader(self._hangups.fileno())
+            self._hangups.close()
+            self._hangups = None
         for fd in self._own:
             os.close(fd)
         self._own.clear()

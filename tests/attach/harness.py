@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from netd.errors import AddressUnavailable, InvalidSpec, NetdError, NetworkExists, NoSuchPort, PortInUse, PortPrivileged
+from netd.lifeline import Watch
+from netd.netns.plan import OpenTap
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec
 
 TREE = Path(__file__).resolve().parents[2]
@@ -40,6 +42,7 @@ def open_fds() -> int:
 @dataclass
 class Settings:
     runtime_dir: Path
+    offload: bool = True
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Network:
     lifeline: Lifeline
     held: dict[str, int]
     netns_inode: int
+    tap: OpenTap | None = None
     _forwards: dict[int, tuple[ForwardStatus, list[socket.socket]]] = field(default_factory=dict)
     _last: int = 0
 
@@ -96,12 +100,18 @@ class Daemon:
         self.networks: dict[str, Network] = {}
         self.observers: list[Callable[[str, Network], None]] = []
         self.changes = 0
+        self._watches: dict[str, Watch] = {}
         self.fails: NetdError | None = None  # raised by an attach
         self.gate: asyncio.Event | None = None  # an attach waits for it
         self.attaching = asyncio.Event()  # an attach has begun
 
     async def attach(
-        self, spec: NetworkSpec, netns_fd: int, lifeline: Lifeline, held: dict[str, int] | None = None
+        self,
+        spec: NetworkSpec,
+        netns_fd: int,
+        lifeline: Lifeline,
+        held: dict[str, int] | None = None,
+        tap: OpenTap | None = None,
     ) -> Network:
         held = dict(held or {})
         try:
@@ -112,31 +122,24 @@ class Daemon:
                 raise self.fails
             if spec.name and any(network.name == spec.name for network in self.networks.values()):
                 raise NetworkExists(f"the name is taken: {spec.name}")
-            inode = os.fstat(netns_fd).st_ino
+            inode = os.fstat(netns_fd).st_ino if tap is None or netns_fd >= 0 else 0
         except BaseException:
-            for fd in (lifeline.fd, *held.values()):
+            for fd in (lifeline.fd, *held.values(), tap.fd if tap else -1):
                 if fd >= 0:
                     os.close(fd)
             raise
         finally:
-            os.close(netns_fd)
+            if netns_fd >= 0:
+                os.close(netns_fd)
         id_ = os.urandom(6).hex()
-        network = Network(id_, spec if spec.name else replace(spec, name=id_), lifeline, held, inode)
+        network = Network(id_, spec if spec.name else replace(spec, name=id_), lifeline, held, inode, tap)
         self.networks[id_] = network
-        for fd in {lifeline.fd, held.get("exit_fd", -1)} - {-1}:
-            asyncio.get_running_loop().add_reader(fd, self._on_readable, network, fd)
+        watch = self._watches[id_] = Watch(asyncio.get_running_loop(), lambda: self._end(network))
+        watch.add(lifeline)
+        if "exit_fd" in held:
+            watch.add(Lifeline("exit_fd", held["exit_fd"]))
         self._tell("attached", network)
         return network
-
-    def _on_readable(self, network: Network, fd: int) -> None:
-        try:
-            if os.read(fd, 4096):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._end(network)
 
     async def detach(self, network: Network) -> None:
         self._end(network)
@@ -151,12 +154,11 @@ class Daemon:
     def _end(self, network: Network) -> None:
         if self.networks.pop(network.id, None) is None:
             return
-        for fd in {network.lifeline.fd, network.held.get("exit_fd", -1)} - {-1}:
-            asyncio.get_running_loop().remove_reader(fd)
+        self._watches.pop(network.id).close()
         for forward in network.forwards():
             network.remove_forward(forward.id)
         self._tell("detached", network)
-        for fd in (network.lifeline.fd, *network.held.values()):
+        for fd in (network.lifeline.fd, *network.held.values(), network.tap.fd if network.tap else -1):
             if fd >= 0:
                 os.close(fd)
 

@@ -276,7 +276,7 @@ async def test_an_error_with_a_hint(server: AttachServer, daemon: Daemon, runtim
 async def test_a_mistake_of_ours_is_told_and_logged(
     server: AttachServer, daemon: Daemon, runtime_dir: Path, fds_before: int, caplog: Any
 ) -> None:
-    async def broken(spec: object, netns_fd: int, lifeline: Lifeline, held: dict[str, int]) -> None:
+    async def broken(spec: object, netns_fd: int, lifeline: Lifeline, held: dict[str, int], tap: object) -> None:
         for fd in (netns_fd, lifeline.fd, *held.values()):
             os.close(fd)
         raise ZeroDivisionError("a bug")

@@ -96,6 +96,7 @@ async def ready(reader: int) -> bytes:
 
 # --- what the daemon is asked for ----------------------------------------------------------------------------------
 
+SIX = {"cidr6": "fd00::/64", "gateway_ip6": "fd00::2", "dns_ip6": "fd00::3", "router_ip6": "fe80::2"}
 SPECS: list[tuple[str, dict[str, Any]]] = [
     ("", {}),
     ("-c", {"configure": True}),
@@ -110,12 +111,16 @@ SPECS: list[tuple[str, dict[str, Any]]] = [
     ("-c --macaddress=2:3", {"configure": True, "mac": "02:03:00:00:00:00"}),
     ("--outbound-addr=192.0.2.7", {"outbound_ip": "192.0.2.7"}),
     ("--outbound-addr=lo", {"outbound_ip": "127.0.0.1"}),
-    ("--enable-ipv6 --enable-seccomp --enable-sandbox --outbound-addr6=::1", {}),
+    ("--outbound-addr6=::1 --enable-sandbox", {}),
+    ("--enable-ipv6 --enable-seccomp --enable-sandbox --outbound-addr6=::1", {**SIX, "outbound_ip6": "::1"}),
+    ("-6 --outbound-addr6=lo", {**SIX, "outbound_ip6": "::1"}),
+    ("-6 --disable-dns", {**SIX, "dns_ip": "", "dns_ip6": ""}),
+    ("-6 --outbound-addr=lo", {**SIX, "outbound_ip": "127.0.0.1"}),
     # Podman 4.3, Podman 5, Buildah of 4.3, RootlessKit
     ("--disable-host-loopback --mtu=65520 --enable-seccomp --enable-ipv6 -c -e 3 -r 4",
-     {"allow_host_loopback": False, "mtu": 65520, "configure": True}),
+     {**SIX, "allow_host_loopback": False, "mtu": 65520, "configure": True}),
     ("--disable-host-loopback --mtu=65520 --enable-seccomp --enable-ipv6 -c -r 3 -e 4",
-     {"allow_host_loopback": False, "mtu": 65520, "configure": True}),
+     {**SIX, "allow_host_loopback": False, "mtu": 65520, "configure": True}),
     ("--mtu 65520 -r 3 -c", {"mtu": 65520, "configure": True}),
     ("--mtu 1400 -r 3 --disable-host-loopback --cidr 10.1.0.0/24 --enable-sandbox",
      {"mtu": 1400, "allow_host_loopback": False, "cidr": "10.1.0.0/24", "guest_ip": "10.1.0.100",
@@ -143,7 +148,7 @@ async def test_asks_for_what_is_meant(
     text = step["stdout"]
     assert f"* MTU:             {wanted['mtu']}\n" in text and f"* Gateway:         {base}." in text
     assert ("WARNING: 127.0.0.1:*" in text) == wanted["allow_host_loopback"]
-    assert text.count("WARNING: Support for IPv6") == ("ipv6" in words)
+    assert text.count("WARNING: Support for IPv6") == ("ipv6" in words or "-6" in words.split())
     shim.close()
     await daemon.none()
 

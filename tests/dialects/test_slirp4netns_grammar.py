@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "outbound": "",
     "outbound6": "",
     "mac": "",
+    "tap_fd": -1,
 }
 IPV6 = "WARNING: Support for IPv6 is experimental\n"
 SECCOMP = "WARNING: Support for seccomp is experimental\n"
@@ -172,7 +173,14 @@ INVALID: list[tuple[str, str, object]] = [
     ("--target-type=bess --userns-path=/ /x", "--userns-path conflicts with --target-type=bess\n", USAGE),
     ("--target-type=bess /x y", "too many arguments\n", USAGE),
     ("--target-type=bess /x", "netd: --target-type=bess is not supported, only namespaces are\n", ""),
-    ("--netns-type=tapfd 5", "netd: --netns-type=tapfd is not supported, only pid and path are\n", ""),
+    ("--netns-type=tapfd", "", USAGE),
+    ("--netns-type=tapfd x", "tapfd must be a non-negative integer\n", USAGE),
+    ("--netns-type=tapfd -- -1", "tapfd must be a non-negative integer\n", USAGE),
+    ("--netns-type=tapfd 99999999999999999999999", "tapfd must be a non-negative integer\n", USAGE),
+    ("-c --netns-type=tapfd 5", "--configure conflicts with --netns-type=tapfd\n", USAGE),
+    ("--netns-type=tapfd --userns-path=/ 5", "--userns-path conflicts with --netns-type=tapfd\n", USAGE),
+    ("--netns-type=tapfd --macaddress=2:2 5",
+     "--macaddr cannot be specified when --configure or -c is not specified\n", USAGE),
     ("-m 67 42 tap0", "netd: the smallest MTU of IPv4 is 68 (RFC 791)\nslirp_new failed\ncreate_slirp failed\n"
                       "do_slirp is exiting\ndo_slirp failed\nparent failed\n", ""),
 ]  # fmt: skip
@@ -221,6 +229,17 @@ def test_any_other_netns_type_is_a_path(kind: str) -> None:
     assert isinstance(call, Invocation)
     assert (call.target, call.by_path, call.ifname) == ("/run/netns/x", True, "eth0")
     assert isinstance(parse(ME, ["--netns-type=path", f"--netns-type={kind}", "12x", "t"]), Invocation)
+
+
+def test_a_tap_by_its_descriptor_needs_no_name() -> None:
+    for argv in (["--netns-type=tapfd", "5"], ["5", "--netns-type", "tapfd", "-r", "3"]):
+        call = parse(ME, argv)
+        assert isinstance(call, Invocation)
+        assert (call.tap_fd, call.target, call.by_path, call.ifname, call.warnings) == (5, "", False, "", "")
+    call = parse(ME, ["--netns-type=tapfd", "5", "tap0"])
+    assert isinstance(call, Invocation) and call.warnings == "WARNING: too many arguments\n"
+    call = parse(ME, ["--netns-type=tapfd", "--netns-type=pid", "5", "tap0"])
+    assert isinstance(call, Invocation) and (call.tap_fd, call.target) == (-1, "5")
 
 
 def test_numbers_are_read_as_c_reads_them() -> None:

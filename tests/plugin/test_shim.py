@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from netd.dialects.slirp4netns import texts
 from tests.attach.harness import PLUGIN, mode_of
 
 SHIM = PLUGIN / "netd-shim"
@@ -221,7 +222,7 @@ def test_the_locale_changes_nothing(bench: Bench, locale: str) -> None:
 def test_finds_the_runtime_directory(runtime_dir: Path) -> None:
     def where(**env: str) -> str:
         done = subprocess.run(
-            [PLUGIN / "slirp4netns", "-h"],
+            [PLUGIN / "slirp4netns", "-c"],
             check=False,
             env={"PATH": "/nonexistent", **env},
             capture_output=True,
@@ -572,13 +573,56 @@ def real_program(directory: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def test_the_texts_beside_it_are_the_daemons() -> None:
+    """One source, netd/dialects/slirp4netns/texts.py. To write them again: {argv0} stands for itself in the file."""
+    for kind, said in (("help", texts.usage("{argv0}", podman=True)), ("version", texts.version())):
+        assert (PLUGIN / f"slirp4netns.{kind}").read_text() == said, f"plugin/slirp4netns.{kind} is out of date"
+    assert mode_of(PLUGIN / "slirp4netns.help") & 0o111 == 0, "nothing that a search for programs would find"
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("--help", "help"), ("-h", "help"), ("--version", "version"), ("-v", "version")]
+)
+def test_help_and_version_need_no_daemon(alone: Any, runtime_dir: Path, tmp_path: Path, word: str, kind: str) -> None:
+    """``podman info`` asks for the version; nothing is started for that."""
+    (tmp_path / "bin" / "systemctl").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
+    (tmp_path / "bin" / "systemctl").chmod(0o755)
+    (runtime_dir / "systemd").mkdir()
+    done = alone(word, XDG_RUNTIME_DIR=str(runtime_dir))
+    said = {"help": texts.usage(str(PLUGIN / "slirp4netns"), podman=True), "version": texts.version()}[kind]
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_only_the_bare_question_is_answered_without_a_daemon(alone: Any, tmp_path: Path) -> None:
+    for argv in (("--he",), ("-h", "-c"), ("--help", ""), ("-hv",), ("--", "-h"), ()):
+        done = alone(*argv)
+        assert (done.returncode, done.stdout) == (1, "") and "netd: no daemon" in done.stderr
+    link = tmp_path / "elsewhere"
+    link.mkdir()
+    for name, status in (("slirp4netns", 0), ("pesto", 1)):
+        (link / name).symlink_to(SHIM)
+        env = {"NETD_RUNTIME_DIR": "/nonexistent", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        assert subprocess.run([link / name, "-v"], check=False, env=env, capture_output=True).returncode == status
+
+
+def test_without_a_daemon_the_version_takes_at_most_20_ms(alone: Any) -> None:
+    times = []
+    for _ in range(30):
+        begin = time.perf_counter()
+        alone("--version")
+        times.append(time.perf_counter() - begin)
+    print(f"shim without a daemon: {min(times) * 1e3:.1f} ms at best, {sorted(times)[15] * 1e3:.1f} ms in the middle")
+    assert min(times) <= 0.020
+
+
 def test_no_daemon_is_one_line_and_exit_1(alone: Any, runtime_dir: Path) -> None:
-    done = alone("-h")
+    done = alone("-c", "1", "tap0")
     line = f"slirp4netns: netd: no daemon at {runtime_dir}/attach.sock: No such file or directory\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
         stale.bind(str(runtime_dir / "attach.sock"))
-    done = alone("-h")
+    done = alone("-c", "1", "tap0")
     assert done.stderr == line.replace("No such file or directory", "Connection refused")
 
 
@@ -608,7 +652,7 @@ def test_a_configuration_that_says_fail_or_is_broken(alone: Any, tmp_path: Path)
     config = tmp_path / "netd.toml"
     for content in ('on_unavailable = "fail"\n', "", "on_unavailable = [\n"):
         config.write_text(content)
-        done = alone("-h", NETD_CONFIG=str(config))
+        done = alone("-c", NETD_CONFIG=str(config))
         assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
@@ -641,7 +685,7 @@ def test_has_the_service_manager_start_netd(tmp_path: Path, runtime_dir: Path) -
     )
     systemctl.chmod(0o755)
     env = {"XDG_RUNTIME_DIR": str(runtime_dir), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    shim = subprocess.Popen([PLUGIN / "slirp4netns", "-h"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    shim = subprocess.Popen([PLUGIN / "slirp4netns", "-c"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (tmp_path / "asked").exists():
         assert shim.poll() is None
         time.sleep(0.005)
@@ -650,7 +694,7 @@ def test_has_the_service_manager_start_netd(tmp_path: Path, runtime_dir: Path) -
     late.mkdir()
     bench = Bench(late)
     peer = bench.peer()
-    assert peer.hello()["argv"] == ["-h"]
+    assert peer.hello()["argv"] == ["-c"]
     peer.exit(0, stdout="help\n")
     assert output(shim) == (0, "help\n", "")
     assert (tmp_path / "asked").read_text() == "--user --quiet start netd.socket netd.service\n"
@@ -665,7 +709,7 @@ def test_a_service_manager_that_cannot_start_it(tmp_path: Path, runtime_dir: Pat
     for text in ("#!/bin/sh\nexit 5\n", "#!/bin/sh\nexec sleep 60\n", "not a program"):
         systemctl.write_text(text)
         systemctl.chmod(0o755)
-        done = subprocess.run([quick, "-h"], check=False, env=env, capture_output=True, text=True, timeout=20)
+        done = subprocess.run([quick, "-c"], check=False, env=env, capture_output=True, text=True, timeout=20)
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no daemon at" in done.stderr
 
 

@@ -7,7 +7,8 @@ Where the real program crashes or stalls, the nearest documented error is given 
   stays parses nothing and waits on one socket.
 * ``--enable-sandbox`` is missing from the help text that Podman's probe sees: a Podman that reads it starts the command
   in a private copy of its mount namespace, where a shim that stays would keep every mount of that moment alive.
-* ``--target-type=bess`` and ``--netns-type=tapfd`` are refused with one line.
+* ``--target-type=bess`` is refused with one line.
+* ``--netns-type=tapfd`` takes an open TAP with a vnet header as well, and makes use of it; the packaged one would not.
 * ``--outbound-addr6=IFNAME`` looks up the interface that it names.
 * Warnings are printed once, and ``sent tapfd=``/``received tapfd=`` not at all: no such descriptor passes the shim.
 """

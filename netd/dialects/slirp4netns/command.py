@@ -11,15 +11,17 @@ import re
 import select
 import socket
 import struct
+from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from netd.attach.conversation import Conversation, ShimGone
 from netd.attach.message import Exit, Hello, Listen, Open, SendFd, Stay
+from netd.dialects.handed_tap import HandedTap, handed_tap
 from netd.dialects.slirp4netns import texts
 from netd.dialects.slirp4netns.grammar import Invocation, Outcome, parse
-from netd.errors import NamespaceUnavailable, NetdError, NetworkExists
+from netd.errors import NamespaceUnavailable, NetdError, NetworkExists, TapUnavailable
 from netd.specs import Lifeline, NetworkSpec
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ _SIOCGIFADDR = 0x8915
 _SUN_PATH = 108  # unix(7)
 _PODMAN_LOG = re.compile(r"/slirp4netns-([0-9a-f]{64}|rootless-netns)\.log(?: \(deleted\))?$")
 _PODMAN_API = re.compile(r"/([0-9a-f]{64})\.net$")
+
+
+class _Outbound(NamedTuple):
+    """Source addresses of the host's sockets; "" is the kernel's choice."""
+
+    ipv4: str
+    ipv6: str
 
 
 class _Fds:
@@ -115,7 +124,7 @@ async def _run(shim: Conversation, hello: Hello, daemon: Daemon, call: Invocatio
 
     # Podman holds the other end of the exit fd and forgets the process: none is needed (DESIGN §5).
     leaves = fds.get("exit_fd") >= 0 and not call.api_socket and _PODMAN_LOG.search(hello.fd1) is not None
-    network = await _attach(shim, hello, daemon, call, fds, outbound, leaves)
+    network = await _attach(shim, hello, daemon, call, fds, _Outbound(outbound, outbound6), leaves)
     if isinstance(network, Outcome):
         return network
     try:
@@ -143,19 +152,9 @@ async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds)
         elif answer.errno in (errno.ENOENT, errno.ENOTDIR):
             return _usage(hello, call, f"userns path doesn't exist: {call.userns_path}\n")
 
-    if not _is_ifname(call.ifname):
-        return _failed(call, f"ioctl(TUNSETIFF): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
-
-    path = call.target if call.by_path else f"/proc/{call.target}/ns/net"
-    answer, fd = await shim.ask_fd(Open(path=path))
-    if fd < 0:
-        if call.by_path and answer.errno in (errno.ENOENT, errno.ENOTDIR):
-            reason = os.strerror(answer.errno)
-            return _usage(hello, call, f"existing path expected when --netns-type=path: {reason}\n")
-        return _failed(call, f"{path}: {answer.error}\nchild failed(1)\n")
-    fds.add("netns", fd)
-    if not _is_netns(fd):
-        return _failed(call, f"setns(CLONE_NEWNET): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
+    refused = await (_gather_target(shim, hello, call, fds) if call.tap_fd < 0 else _gather_tap(shim, call, fds))
+    if refused is not None:
+        return refused
 
     for name, number in (("exit_fd", call.exit_fd), ("ready_fd", call.ready_fd)):
         if number >= 0:
@@ -175,17 +174,66 @@ async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds)
     return None
 
 
+async def _gather_target(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds) -> Outcome | None:
+    """The namespace that is named by a pid or a path."""
+    if not _is_ifname(call.ifname):
+        return _failed(call, f"ioctl(TUNSETIFF): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
+    path = call.target if call.by_path else f"/proc/{call.target}/ns/net"
+    answer, fd = await shim.ask_fd(Open(path=path))
+    if fd < 0:
+        if call.by_path and answer.errno in (errno.ENOENT, errno.ENOTDIR):
+            reason = os.strerror(answer.errno)
+            return _usage(hello, call, f"existing path expected when --netns-type=path: {reason}\n")
+        return _failed(call, f"{path}: {answer.error}\nchild failed(1)\n")
+    fds.add("netns", fd)
+    if not _is_netns(fd):
+        return _failed(call, f"setns(CLONE_NEWNET): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
+    return None
+
+
+async def _gather_tap(shim: Conversation, call: Invocation, fds: _Fds) -> Outcome | None:
+    """The caller's own TAP. What it is, is looked at when it is attached."""
+    answer, fd = await shim.ask_fd(SendFd(fd=call.tap_fd))
+    if fd < 0:
+        return _failed(call, f"netd: --netns-type=tapfd {call.tap_fd}: {answer.error}\nparent failed\n")
+    fds.add("tap", fd)
+    return None
+
+
 async def _attach(
-    shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: _Fds, outbound: str, leaves: bool
+    shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: _Fds, outbound: _Outbound, leaves: bool
 ) -> Network | Outcome:
-    base = call.network.network_address
     name = network_name(hello, call.api_socket)
     if name and not await _name_is_free(daemon, name):
         name = ""
+    handed: HandedTap | None = None
+    if call.tap_fd >= 0:
+        try:
+            handed = handed_tap(fds.get("tap"), daemon.settings.offload)
+        except TapUnavailable as error:
+            return _failed(call, f"netd: --netns-type=tapfd {call.tap_fd}: {error}\nparent failed\n")
+        if handed.netns_fd >= 0:
+            fds.add("netns", handed.netns_fd)
+    spec = spec_of(call, name, handed.ifname if handed else call.ifname, outbound)
+    lifeline = Lifeline("exit_fd", fds.take("exit_fd")) if leaves else Lifeline("shim", shim.lifeline())
+    held = {key: fd for key in ("exit_fd", "slirp_api") if (fd := fds.take(key)) >= 0}
+    fds.take("tap")
+    try:
+        async with asyncio.timeout(ATTACH_DEADLINE):
+            return await daemon.attach(spec, fds.take("netns"), lifeline, held, handed.tap if handed else None)
+    except TimeoutError:
+        return _failed(call, f"netd: the network was not ready in {ATTACH_DEADLINE:g} s\nchild failed(1)\n")
+    except NetdError as error:
+        return _failed(call, refusal(error))
+
+
+def spec_of(call: Invocation, name: str, ifname: str, outbound: _Outbound) -> NetworkSpec:
+    """What is to be attached: slirp4netns' addresses, those of IPv6 fixed as they are there."""
+    base = call.network.network_address
     spec = NetworkSpec(
         name=name,
         origin="slirp4netns",
-        ifname=call.ifname,
+        ifname=ifname,
         configure=call.configure,
         mtu=call.mtu,
         mac=call.mac,
@@ -194,17 +242,18 @@ async def _attach(
         gateway_ip=str(base + 2),
         dns_ip="" if call.disable_dns else str(base + 3),
         allow_host_loopback=not call.disable_host_loopback,
-        outbound_ip=outbound,
+        outbound_ip=outbound.ipv4,
     )
-    lifeline = Lifeline("exit_fd", fds.take("exit_fd")) if leaves else Lifeline("shim", shim.lifeline())
-    held = {key: fd for key in ("exit_fd", "slirp_api") if (fd := fds.take(key)) >= 0}
-    try:
-        async with asyncio.timeout(ATTACH_DEADLINE):
-            return await daemon.attach(spec, fds.take("netns"), lifeline, held)
-    except TimeoutError:
-        return _failed(call, f"netd: the network was not ready in {ATTACH_DEADLINE:g} s\nchild failed(1)\n")
-    except NetdError as error:
-        return _failed(call, refusal(error))
+    if not call.enable_ipv6:
+        return spec
+    return replace(
+        spec,
+        cidr6="fd00::/64",
+        gateway_ip6="fd00::2",
+        dns_ip6="" if call.disable_dns else "fd00::3",
+        router_ip6="fe80::2",
+        outbound_ip6=outbound.ipv6,
+    )
 
 
 def refusal(error: NetdError) -> str:

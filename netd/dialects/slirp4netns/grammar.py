@@ -54,11 +54,12 @@ class Outcome:
 class Invocation:
     """What is asked for, with every syntax checked."""
 
-    target: str  # a pid in decimal, or a path
+    target: str  # a pid in decimal, or a path; "" with tap_fd
     by_path: bool
-    ifname: str
+    ifname: str  # "" with tap_fd
     network: IPv4Network
     warnings: str  # lines for stdout
+    tap_fd: int = -1  # the caller's open TAP, in place of a target; -1: none
     configure: bool = False
     exit_fd: int = -1  # -1: none
     ready_fd: int = -1
@@ -117,11 +118,16 @@ def _parse(argv0: str, argv: Sequence[str], podman: bool, said: list[str]) -> In
     if "macaddress" in values and "configure" not in values:
         raise _Refused("--macaddr cannot be specified when --configure or -c is not specified\n")
     _check_target_type(values, words)
-    if len(words) < 2:
+    kind = values.get("netns-type", "pid")
+    expected = 1 if kind == "tapfd" else 2
+    if len(words) < expected:
         raise _Refused()
-    by_path = values.get("netns-type", "pid") != "pid"
-    target = words[0] if by_path else str(_pid(words[0]))
-    if len(words) > 2:
+    tap_fd, target, ifname = -1, "", ""
+    if kind == "tapfd":
+        tap_fd = _tap_fd(words[0])
+    else:  # any other word means a path
+        target, ifname = str(_pid(words[0])) if kind == "pid" else words[0], _ifname(words[1])
+    if len(words) > expected:
         said.append(texts.warning("too-many"))
     network = _network(values.get("cidr", "10.0.2.0/24"))
     mac = _mac(values["macaddress"]) if "macaddress" in values else ""
@@ -137,10 +143,11 @@ def _parse(argv0: str, argv: Sequence[str], podman: bool, said: list[str]) -> In
         )
     return Invocation(
         target=target,
-        by_path=by_path,
-        ifname=_ifname(words[1]),
+        by_path=kind not in ("pid", "tapfd"),
+        ifname=ifname,
         network=network,
         warnings="".join(said),
+        tap_fd=tap_fd,
         configure="configure" in values,
         exit_fd=numbers.get("exit-fd", -1),
         ready_fd=numbers.get("ready-fd", -1),
@@ -162,16 +169,20 @@ def _check_target_type(values: dict[str, str], words: list[str]) -> None:
     if kind not in ("netns", "bess"):
         raise _Refused('--target-type must be either "netns" or "bess"\n')
     if kind == "bess":
-        for key in ("configure", "netns-type", "userns-path"):
-            if key in values:
-                raise _Refused(f"--{key} conflicts with --target-type=bess\n")
+        _check_conflicts(values, ("configure", "netns-type", "userns-path"), "--target-type=bess")
         if not words:
             raise _Refused()
         if len(words) > 1:
             raise _Refused("too many arguments\n")
         raise _Refused("netd: --target-type=bess is not supported, only namespaces are\n", with_usage=False)
-    if values.get("netns-type") == "tapfd":
-        raise _Refused("netd: --netns-type=tapfd is not supported, only pid and path are\n", with_usage=False)
+    if values.get("netns-type") == "tapfd":  # the caller made the device, and has its namespace
+        _check_conflicts(values, ("configure", "userns-path"), "--netns-type=tapfd")
+
+
+def _check_conflicts(values: dict[str, str], keys: tuple[str, ...], mode: str) -> None:
+    for key in keys:
+        if key in values:
+            raise _Refused(f"--{key} conflicts with {mode}\n")
 
 
 def _integer(text: str) -> int:
@@ -188,6 +199,13 @@ def _pid(text: str) -> int:
     number = _integer(text)
     if number <= 0:
         raise _Refused("PID must be a positive integer\n")
+    return number
+
+
+def _tap_fd(text: str) -> int:
+    number = _integer(text)
+    if number < 0:
+        raise _Refused("tapfd must be a non-negative integer\n")
     return number
 
 

@@ -9,7 +9,7 @@ import netd
 COMPATIBLE = "1.3.1"  # the version whose behaviour this is
 
 _HELP = """\
-Usage: {argv0} [OPTION]... PID|PATH [TAPNAME]
+Usage: {argv0} [OPTION]... PID|PATH|FD [TAPNAME]
 Give a network namespace a network in user mode. This is netd's slirp4netns.
 
 -c, --configure          set the interface up, with its address and default route
@@ -20,7 +20,7 @@ Give a network namespace a network in user mode. This is netd's slirp4netns.
 -a, --api-socket=PATH    serve the JSON API for port forwards at PATH
 --cidr=CIDR              IPv4 network to use (default=10.0.2.0/24)
 --disable-host-loopback  do not lead the gateway's address to 127.0.0.1 of the host
---netns-type=TYPE        what the target is ([path|pid], default=pid)
+--netns-type=TYPE        what the target is ([path|pid|tapfd], default=pid)
 --userns-path=PATH       user namespace that owns the network namespace
 {sandbox}\
 --enable-seccomp         accepted; see netd's documentation on confinement (experimental)
