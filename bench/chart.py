@@ -30,7 +30,7 @@ def write(path: Path, rows: Sequence[Row], table: Table, about: dict[str, Any]) 
 def svg(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> str:
     """An SVG of both ratios per row on a logarithmic axis; right of the middle line netd is better."""
     bars = [(row, [ratio(row, table.median(row.key, "netd"), table.median(row.key, p)) for p in PEERS]) for row in rows]
-    bars = [(row, ratios) for row, ratios in bars if any(ratios)]
+    bars = [(row, ratios) for row, ratios in bars if any(value is not None for value in ratios)]
     left, width, step, top = 540, 520, 26, 60
     limit = 32.0
     middle = left + width / 2
@@ -56,15 +56,19 @@ def svg(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> str:
         y = top + i * step
         out.append(f'<text x="{left - 40}" y="{y + 14}" text-anchor="end">{_escaped(row.title)}</text>')
         for j, value in enumerate(ratios):
-            if value:
+            if value is not None:
                 a, b = sorted((middle, x(value)))
                 fill = (("#1f5fa8", "#8fb8e6") if value >= 1 else ("#a8321f", "#e6a38f"))[j]
                 out.append(
                     f'<rect x="{a:.1f}" y="{y + 2 + 10 * j}" width="{max(1, b - a):.1f}" height="9" fill="{fill}"/>'
                     f'<text x="{b + 4 if value >= 1 else a - 4:.1f}" y="{y + 10 + 10 * j}" font-size="9" '
-                    f'text-anchor="{"start" if value >= 1 else "end"}">{value:.3g}</text>'
+                    f'text-anchor="{"start" if value >= 1 else "end"}">{_number(value)}</text>'
                 )
     return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _escaped(text: str) -> str:

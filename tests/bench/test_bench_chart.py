@@ -22,6 +22,14 @@ def test_the_chart_is_well_formed_whatever_the_titles(table):
     assert any("a < b & c" in (element.text or "") for element in root.iter())
 
 
+def test_extreme_ratios_have_their_bars(table):
+    table.samples["zero", "netd"], table.samples["zero", "pasta"] = [1.0], [0.0]
+    root = xml.etree.ElementTree.fromstring(chart.svg([*ROWS, Row("zero", "lost", "1", LOWER)], table, ABOUT))
+    texts = [element.text for element in root.iter()]
+    assert {"2", "1000", "0"} <= set(texts)
+    assert "lost" in texts
+
+
 def test_a_png_beside_the_svg(tmp_path, table):
     if shutil.which("rsvg-convert") is None:
         pytest.skip("needs rsvg-convert (Debian: librsvg2-bin)")
