@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
 from netd.relay.sockaddr import is_loopback, packed
-from netd.relay.stream import Stream
+from netd.relay.stream import Stream, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
 
@@ -104,6 +104,7 @@ class Forwards:
         spec = forward.spec
         guest = packed(spec.container_ip) if spec.container_ip else self._guest(sock.family)
         if spec.protocol == "tcp":
+            prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
             forward.udp.append(UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port))

@@ -54,6 +54,13 @@ def open_stream_socket(address: Address, sources: Sources) -> socket.socket:
     return sock
 
 
+def prepare(sock: socket.socket) -> None:
+    """The options of a connection's socket, or of a listener: those it accepts inherit them (tcp(7))."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done its Nagle already
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+
+
 class Pace(Protocol):
     """For how many seconds to read on from one socket while others wait."""
 
@@ -95,14 +102,6 @@ class Stream:
         self._reading = self._writing = self._closed = False
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
-        if sock is not None:
-            self._prepare(sock)
-
-    @staticmethod
-    def _prepare(sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done its Nagle already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
@@ -120,7 +119,7 @@ class Stream:
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
-            self._prepare(sock)
+            prepare(sock)
             error = sock.connect_ex(address)
             if error in _PROGRESS:
                 error = sock.connect_ex(address)  # a local handshake is over by now: one system call for a wake-up

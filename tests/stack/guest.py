@@ -178,6 +178,7 @@ class Guest:
         """The same, from a client of the published ``port``."""
         tcp, stream = self.is_called(client, cport, port)
         tcp.answers(**options)
+        self.world.hurries(stream)
         return tcp, stream
 
     def is_called(self, client: bytes = WEB, cport: int = 6000, port: int = 80) -> tuple[Conversation, FakeStream]:
@@ -350,6 +351,7 @@ class Conversation:
         self.sends(ACK, wnd=after)
         self.sees_nothing()
         assert stream.reading or stream.paused
+        self.world.hurries(stream)
         return stream
 
     def answers(self, mss: int = 1460, wscale: int = 7, wnd: int = 65535) -> None:

@@ -171,6 +171,7 @@ def test_a_new_connection_takes_over_time_wait(world: World, guest: Guest) -> No
     new.sees(SYN | ACK, seq=0, ack=103)
     new.sends(ACK)
     new.sends(ACK | PSH, b"anew")
+    world.jump()
     new.sees(ACK)
     assert world.host.stream.taken == b"anew"
     world.passes(10)

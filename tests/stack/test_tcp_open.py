@@ -170,7 +170,22 @@ def test_data_and_fin_with_the_syn_wait_for_their_turn(world: World, guest: Gues
     tcp.sees(SYN | ACK, seq=0, ack=101)
     tcp.sends(ACK | PSH, b"early", seq=101)
     assert world.host.stream.taken == b"early"
+    world.jump()
     tcp.sees(ACK, ack=106)
+
+
+def test_a_first_request_is_acknowledged_by_its_answer(world: World, guest: Guest) -> None:
+    """Most conversations begin by taking turns; where the answer does not come, the ACK goes alone."""
+    world.patient = True
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | PSH, b"request")
+    tcp.sees_nothing()
+    stream.gets(b"answer")
+    tcp.sees(ACK | PSH, b"answer", ack=108)
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | PSH, b"request")
+    assert world.jump() <= 1.5 * world.limits.ack_delay
+    tcp.sees(ACK, ack=108)
 
 
 def test_syn_with_fin_is_no_opening(world: World, guest: Guest) -> None:
@@ -282,8 +297,7 @@ def test_what_the_client_sent_early_follows_the_handshake(world: World, guest: G
     tcp.sees(SYN)
     tcp.sees_nothing()
     tcp.sends(SYN | ACK)
-    tcp.sees(ACK, seq=1, ack=101)
-    tcp.sees(ACK | PSH, b"hello", seq=1)
+    tcp.sees(ACK | PSH, b"hello", seq=1, ack=101)  # carries the handshake's last ACK
     tcp.sees(FIN | ACK, seq=6)
 
 

@@ -23,7 +23,7 @@ from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, 
 from netd.stack.timers import NEVER, Timed
 
 from .cast import Cast, ip, ip6
-from .host import FakeHost
+from .host import FakeHost, FakeStream
 
 __all__ = ["World", "ip", "ip6"]
 
@@ -101,6 +101,7 @@ class World:
         self.sent: deque[Sent] = deque()
         self.deaf = False  # the device takes nothing
         self.batching = False
+        self.patient = False  # connections begin as they do, with deferred ACKs
         self.interface = Interface(
             addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret, uso, services
         )
@@ -152,6 +153,13 @@ class World:
         buffer += b"\xaa"  # BufferError: a view of the frame was kept
         if not self.batching:
             self.flush()
+
+    def hurries(self, stream: FakeStream) -> None:
+        """From now on the connection has taken no turns: its ACKs are immediate, as scripts that are about something
+        else have them."""
+        connection = stream.connection
+        assert isinstance(connection, Connection)
+        connection.interactive = self.patient
 
     @contextmanager
     def batch(self) -> Iterator[None]:

@@ -19,15 +19,16 @@ acknowledged; they are the retransmission buffer. There is no unsent data and no
 
 Kept: retransmission with back-off (RFC 6298; the guest's socket backlog can drop), fast retransmit on three duplicate
 ACKs and NewReno-style recovery on partial ACKs (RFC 6582), a second retransmission of the same hole within milliseconds
-while duplicate ACKs show it (a lost retransmission must not wait for the time-out), window scale (RFC 7323 §2), MSS, zero-window probes, FIN in
-every state and half-close both ways, RST and SYN validation (RFC 5961), a short TIME-WAIT, keep-alive answers, bounds
-on flows, half-open flows and memory, with an eviction order.
+while duplicate ACKs show it (a lost retransmission must not wait for the time-out), window scale (RFC 7323 §2), MSS,
+zero-window probes, FIN in every state and half-close both ways, RST and SYN validation (RFC 5961), a short TIME-WAIT,
+keep-alive answers, bounds on flows, half-open flows and memory, with an eviction order.
 
 A small store keeps what comes behind a hole and tells of it in SACK blocks (``ahead``, RFC 2018): without it one lost
 frame makes the guest send all that follows again without a round-trip sample, and its time-out doubles with each
 further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03).
 
-The ACK of a small request waits up to ``ack_delay`` for the answer to carry it, while guest and host take turns.
+The ACK of a small request waits up to ``ack_delay`` for the answer to carry it, while guest and host take turns, as most
+conversations begin. Both families are the same here; ``headers`` and the key's length know which it is.
 
 Left out, on purpose: congestion control (memory is the path), SACK from the guest, timestamps and PAWS, Nagle, ECN,
 urgent data as such (delivered in line), and the checks of checksums where the device vouches for them.

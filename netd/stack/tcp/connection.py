@@ -150,8 +150,10 @@ class Connection(Sender):
         self.set_mss(min(self.mss, mss))
         self.snd_wl1, self.snd_wl2 = seq, ack
         self.acknowledged(1, ack, now)
-        self.send_ack()
+        ours = self.snd_nxt
         self._established(now)
+        if self.snd_nxt == ours and self.state != CLOSED:  # else what the client had to say has carried it
+            self.send_ack()
 
     # -- segments from the guest ---------------------------------------------------------------------------------
 
@@ -317,6 +319,7 @@ class Connection(Sender):
         """The hole is filled: on with what was held. False where the host took less than all of it."""
         ahead = self.ahead
         assert ahead is not None
+        self.interactive = False  # and said at once, RFC 5681 §4.2
         memory = self.table.memory
         before = ahead.held
         while data := ahead.take(self.rcv_nxt):

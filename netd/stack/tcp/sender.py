@@ -86,7 +86,8 @@ class Sender(ABC):
         self.fin_sent = False
         self.host_waiting = False
         self.ack_pending = NONE
-        self.guest_spoke = self.interactive = False
+        self.guest_spoke = False
+        self.interactive = True  # most conversations begin by taking turns
         self.haste = 0
         self.deadline = self.hinted = NEVER
         self._offload = table.offload
