@@ -28,6 +28,7 @@ class Transfer:
     bytes: float
     seconds: float
     loss: float = 0.0  # of UDP datagrams, 0..1
+    resent: int = 0  # segments that the sending kernel sent again
 
 
 def _udp_buffer() -> int:
@@ -75,7 +76,8 @@ def iperf(
             return Transfer(sent["bits_per_second"] * (1 - loss), sent["bytes"] * (1 - loss), sent["seconds"], loss)
         got = end["sum_received"]
         visit.table.congestion.add(end.get("sender_tcp_congestion", "unknown"))
-        return Transfer(got["bits_per_second"], got["bytes"], got["seconds"])
+        resent = end.get("sum_sent", {}).get("retransmits", 0)
+        return Transfer(got["bits_per_second"], got["bytes"], got["seconds"], resent=resent)
     except KeyError as e:
         raise BenchError(f"iperf3: no {e} in its result") from None
 
@@ -89,9 +91,10 @@ def _json(text: str, who: str) -> dict[str, Any]:
     return value
 
 
-def rr(visit: Visit, client: Place, address: str, port: int, seconds: float, size: int = 1) -> dict[str, Any]:
-    """Requests and responses of ``size`` bytes; times in seconds."""
-    return _json(client.run(visit.world.pump("rr", address, port, seconds, size), seconds + 8), "rr")
+def rr(visit: Visit, client: Place, address: str, port: int, seconds: float, cpu: int | None = None) -> dict[str, Any]:
+    """Requests and responses of one byte, from ``cpu`` where one is given; times in seconds."""
+    where = [] if cpu is None else ["taskset", "-c", str(cpu)]
+    return _json(client.run([*where, *visit.world.pump("rr", address, port, seconds, 1)], seconds + 8), "rr")
 
 
 def connects(
@@ -106,9 +109,10 @@ def connects(
 
 
 @contextlib.contextmanager
-def pump_server(place: Place, mode: str, port: int) -> Iterator[None]:
-    with place.serving(place.world.pump(mode, "0.0.0.0", port), port):
-        yield
+def pump_server(place: Place, mode: str, port: int, address: str = "0.0.0.0") -> Iterator[int]:
+    """One of pump.py's servers for the length of the block; its process."""
+    with place.serving(place.world.pump(mode, address, port), port) as process:
+        yield process.pid
 
 
 @contextlib.contextmanager
@@ -132,16 +136,20 @@ def held(visit: Visit, client: Place, count: int, limit: float) -> Iterator[None
 
 
 @contextlib.contextmanager
-def busy(client: Place, server: Place) -> Iterator[None]:
-    """A bulk transfer from ``client`` to ``server`` for the length of the block; BenchError where it ended before."""
-    send = ["iperf3", "-c", OUTSIDE, "-p", str(IPERF), "-t", "60", "-C", CONGESTION]
+def busy(client: Place, server: Place, udp: int = 0) -> Iterator[None]:
+    """As much as ``client`` can send for the length of the block; BenchError where it ended before.
+
+    TCP, or UDP in datagrams of ``udp`` bytes.
+    """
+    send = ["iperf3", "-c", OUTSIDE, "-p", str(IPERF), "-t", "60", "--connect-timeout", "5000"]
+    send += ["-u", "-b", "0", "-l", str(udp)] if udp else ["-C", CONGESTION]
     with server.serving(["iperf3", "-s", "-1", "-p", str(IPERF)], IPERF):
         process = client.start(send, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             time.sleep(0.5)  # past slow start
             yield
             if process.poll() is not None:
-                raise BenchError("the bulk transfer beside it ended")
+                raise BenchError("the load beside it ended")
         finally:
             server.world.end(process)
 

@@ -1,114 +1,93 @@
-"""Bulk TCP and UDP: throughput, CPU time per byte, loss."""
+"""Bulk TCP: throughput with one stream and with several, CPU time per byte, segments lost and sent again."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from bench import load, procs
+from bench.programs import Attachment
 from bench.rows import HIGHER, LOWER, Block, Row, Visit
 from bench.world import HOST, OUTSIDE, Place
 
 STREAMS = 8
-LOSS = 0.005  # a rate counts as free of loss up to this share: schedulers of small machines lose a burst now and then
-REACHED = 0.95  # of the offered rate
+RATE = "Gbit/s"
 
 
-def tcp_rows(mtu: int, full_only: bool) -> tuple[Row, ...]:
-    rate, cost = "Gbit/s", "CPU s/GB"
-    many = f"{STREAMS} streams"
-    rows = [
-        Row(f"bulk_out_{mtu}", f"TCP guest → outside, MTU {mtu}", rate, HIGHER),
-        Row(f"bulk_in_{mtu}", f"TCP outside → guest, MTU {mtu}", rate, HIGHER),
-        Row(f"bulk_published_loopback_{mtu}", f"TCP host loopback → published port, MTU {mtu}", rate, HIGHER),
-        Row(f"bulk_published_outside_{mtu}", f"TCP outside → published port, MTU {mtu}", rate, HIGHER),
-        Row(f"cpu_out_{mtu}", f"CPU, guest → outside, MTU {mtu}", cost, LOWER),
-        Row(f"cpu_in_{mtu}", f"CPU, outside → guest, MTU {mtu}", cost, LOWER),
-        Row(f"bulk_out_many_{mtu}", f"TCP guest → outside, {many}, MTU {mtu}", rate, HIGHER, full_only=True),
-        Row(f"bulk_in_many_{mtu}", f"TCP outside → guest, {many}, MTU {mtu}", rate, HIGHER, full_only=True),
-    ]
-    return tuple(dataclasses.replace(row, full_only=True) for row in rows) if full_only else tuple(rows)
+def one_stream_rows(mtu: int, full_only: bool) -> tuple[Row, ...]:
+    titles = (
+        ("bulk_out", "TCP guest → outside", RATE, HIGHER),
+        ("bulk_in", "TCP outside → guest", RATE, HIGHER),
+        ("bulk_published_loopback", "TCP host loopback → published port", RATE, HIGHER),
+        ("bulk_published_outside", "TCP outside → published port", RATE, HIGHER),
+        ("cpu_out", "CPU, guest → outside", "CPU s/GB", LOWER),
+        ("cpu_in", "CPU, outside → guest", "CPU s/GB", LOWER),
+        ("resent_out", "segments the guest sent again, guest → outside", "1/GB", LOWER),
+        ("late_in", "segments that reached the guest behind a gap, outside → guest", "1/GB", LOWER),
+    )
+    return tuple(Row(f"{key}_{mtu}", f"{title}, MTU {mtu}", unit, way, full_only) for key, title, unit, way in titles)
 
 
-def tcp(mtu: int) -> Callable[[Visit], None]:
+def length(visit: Visit) -> int:
+    """Of a transfer, in seconds."""
+    return 1 if visit.quick else 2
+
+
+def one_stream(mtu: int) -> Callable[[Visit], None]:
     def measure(visit: Visit) -> None:
-        seconds = 2 if visit.quick else 3
         with visit.started(), visit.attached(mtu, tcp=load.PUBLISHED) as network:
             guest, outside, host = network.guest, visit.world.outside, visit.world.host
-
-            def one(key: str, cpu: str, client: Place, server: Place, to: str, port: int, **how: object) -> None:
-                with visit.row(key, *([cpu] if cpu else [])):
-                    before = sum(procs.cpu_seconds(network.pids()))
-                    got = load.iperf(visit, client, server, to, port, seconds, **how)  # type: ignore[arg-type]
-                    spent = sum(procs.cpu_seconds(network.pids())) - before
-                    visit.put(f"{key}", got.bits_per_second / 1e9)
-                    if cpu:
-                        visit.put(cpu, spent / (got.bytes / 1e9))
-
-            one(f"bulk_out_{mtu}", f"cpu_out_{mtu}", guest, outside, OUTSIDE, load.IPERF)
-            one(f"bulk_in_{mtu}", f"cpu_in_{mtu}", guest, outside, OUTSIDE, load.IPERF, reverse=True)
-            one(f"bulk_published_loopback_{mtu}", "", host, guest, "127.0.0.1", 7201)
-            one(f"bulk_published_outside_{mtu}", "", outside, guest, HOST, 7201)
-            if not visit.quick:
-                one(f"bulk_out_many_{mtu}", "", guest, outside, OUTSIDE, load.IPERF, streams=STREAMS)
-                one(f"bulk_in_many_{mtu}", "", guest, outside, OUTSIDE, load.IPERF, streams=STREAMS, reverse=True)
+            to_guest = (("loopback", host, "127.0.0.1"), ("outside", outside, HOST))
+            with visit.row(f"bulk_out_{mtu}", f"cpu_out_{mtu}", f"resent_out_{mtu}"):
+                got = transfer(visit, network, guest, outside, f"bulk_out_{mtu}", f"cpu_out_{mtu}")
+                visit.put(f"resent_out_{mtu}", got.resent / (got.bytes / 1e9))
+            with visit.row(f"bulk_in_{mtu}", f"cpu_in_{mtu}", f"late_in_{mtu}"):
+                before = guest.counter("TCPOFOQueue")
+                got = transfer(visit, network, guest, outside, f"bulk_in_{mtu}", f"cpu_in_{mtu}", reverse=True)
+                visit.put(f"late_in_{mtu}", (guest.counter("TCPOFOQueue") - before) / (got.bytes / 1e9))
+            for name, client, address in to_guest:
+                with visit.row(key := f"bulk_published_{name}_{mtu}"):
+                    visit.put(key, load.iperf(visit, client, guest, address, 7201, length(visit)).bits_per_second / 1e9)
 
     return measure
 
 
-def udp(visit: Visit) -> None:
-    with visit.started(), visit.attached(1500) as network:
-        guest, outside = network.guest, visit.world.outside
-
-        def run(size: int, rate: float, reverse: bool) -> load.Transfer:
-            how = {"seconds": 1, "reverse": reverse, "udp": (size, rate)}
-            return load.iperf(visit, guest, outside, OUTSIDE, **how)  # type: ignore[arg-type]
-
-        def clean(size: int, rate: float, reverse: bool) -> float:
-            """The rate that arrived, or 0 where it was not free of loss, twice."""
-            for _ in range(2):
-                got = run(size, rate, reverse)
-                if got.loss <= LOSS and got.bits_per_second >= REACHED * rate:
-                    return got.bits_per_second
-            return 0.0
-
-        def search(size: int, start: float, reverse: bool = False) -> float:
-            """Double the offered rate until datagrams are lost, then halve the interval."""
-            best, low, high, rate = 0.0, 0.0, 0.0, start
-            for _ in range(5 if visit.quick else 7):
-                got = clean(size, rate, reverse)
-                best = max(best, got)
-                if got:
-                    low = rate
-                else:
-                    high = rate
-                rate = (low + high) / 2 if high else rate * 2
-            return best
-
-        with visit.row("udp_free_1400_out"):
-            visit.put("udp_free_1400_out", search(1400, 400e6) / 1e6)
-        with visit.row("udp_free_64_out"):
-            visit.put("udp_free_64_out", search(64, 30e3 * 512) / 512 / 1e3)
-        with visit.row("udp_flood_1400_out"):
-            visit.put("udp_flood_1400_out", run(1400, 0, False).bits_per_second / 1e6)
-        with visit.row("udp_flood_64_out"):
-            visit.put("udp_flood_64_out", run(64, 0, False).bits_per_second / 512 / 1e3)
-        if not visit.quick:
-            with visit.row("udp_free_1400_in"):
-                visit.put("udp_free_1400_in", search(1400, 400e6, reverse=True) / 1e6)
+def transfer(
+    visit: Visit, network: Attachment, client: Place, server: Place, rate: str, cpu: str, **how: Any
+) -> load.Transfer:
+    """A transfer to OUTSIDE, and the CPU time that the program spent on it."""
+    before = sum(procs.cpu_seconds(network.pids()))
+    got = load.iperf(visit, client, server, OUTSIDE, load.IPERF, length(visit), **how)
+    spent = sum(procs.cpu_seconds(network.pids())) - before
+    visit.put(rate, got.bits_per_second / 1e9)
+    visit.put(cpu, spent / (got.bytes / 1e9))
+    return got
 
 
-UDP_ROWS = (
-    Row("udp_free_1400_out", "UDP 1400 B guest → outside, free of loss", "Mbit/s", HIGHER),
-    Row("udp_free_64_out", "UDP 64 B guest → outside, free of loss", "1000/s", HIGHER),
-    Row("udp_flood_1400_out", "UDP 1400 B guest → outside, what arrives of a flood", "Mbit/s", HIGHER),
-    Row("udp_flood_64_out", "UDP 64 B guest → outside, what arrives of a flood", "1000/s", HIGHER),
-    Row("udp_free_1400_in", "UDP 1400 B outside → guest, free of loss", "Mbit/s", HIGHER, full_only=True),
-)
+def several_rows(mtu: int, full_only: bool) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"bulk_{way}_many_{mtu}", f"TCP {title}, {STREAMS} streams, MTU {mtu}", RATE, HIGHER, full_only)
+        for way, title in (("out", "guest → outside"), ("in", "outside → guest"))
+    )
+
+
+def several(mtu: int) -> Callable[[Visit], None]:
+    def measure(visit: Visit) -> None:
+        with visit.started(), visit.attached(mtu) as network:
+            for way in ("out", "in"):
+                how: dict[str, Any] = {"seconds": length(visit), "streams": STREAMS, "reverse": way == "in"}
+                with visit.row(key := f"bulk_{way}_many_{mtu}"):
+                    got = load.iperf(visit, network.guest, visit.world.outside, OUTSIDE, **how)
+                    visit.put(key, got.bits_per_second / 1e9)
+
+    return measure
+
 
 BLOCKS = (
-    Block("bulk1500", tcp_rows(1500, False), tcp(1500), 3, 3, 60),
-    Block("bulk9000", tcp_rows(9000, True), tcp(9000), 0, 3, 60),
-    Block("bulk65520", tcp_rows(65520, False), tcp(65520), 3, 3, 60),
-    Block("udp", UDP_ROWS, udp, 2, 2, 90),
+    Block("bulk1500", one_stream_rows(1500, False), one_stream(1500), 3, 4, 45),
+    Block("bulk65520", one_stream_rows(65520, False), one_stream(65520), 3, 4, 45),
+    Block("bulk9000", one_stream_rows(9000, True), one_stream(9000), 0, 2, 45),
+    Block("streams1500", several_rows(1500, False), several(1500), 1, 3, 30),
+    Block("streams65520", several_rows(65520, False), several(65520), 1, 3, 30),
+    Block("streams9000", several_rows(9000, True), several(9000), 0, 2, 30),
 )

@@ -85,7 +85,7 @@ def probe(visit: Visit) -> None:
 
 
 BLOCKS = (
-    Block("memory", MEMORY_ROWS, memory, 1, 3, 90),
+    Block("memory", MEMORY_ROWS, memory, 1, 2, 90),
     Block("attach", (Row("attach", "attach: command started → ready", "ms", LOWER),), attach, 1, 3, 60),
     Block("probe", (Row("probe", "the command's --help, as Podman probes it", "ms", LOWER),), probe, 1, 3, 30),
 )

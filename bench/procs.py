@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -64,3 +65,27 @@ def pss(pids: Iterable[int]) -> float:
 def peak_rss(pids: Iterable[int]) -> float:
     """The largest resident set each process ever had, added up, in MB."""
     return sum(_field(f"/proc/{pid}/status", "VmHWM:") for pid in pids) * 1024 / 1e6
+
+
+def _threads(pids: Iterable[int]) -> list[int]:
+    found: list[int] = []
+    for pid in pids:
+        with contextlib.suppress(OSError):  # ended
+            found += map(int, os.listdir(f"/proc/{pid}/task"))
+    return found
+
+
+@contextlib.contextmanager
+def pinned(pids: Iterable[int], cpu: int) -> Iterator[None]:
+    """Every thread of the processes on one CPU for the length of the block."""
+    before: dict[int, set[int]] = {}
+    try:
+        for thread in _threads(pids):
+            with contextlib.suppress(OSError):
+                before[thread] = os.sched_getaffinity(thread)
+                os.sched_setaffinity(thread, {cpu})
+        yield
+    finally:
+        for thread, cpus in before.items():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread, cpus)

@@ -12,6 +12,7 @@ import os
 import secrets
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -75,7 +76,9 @@ class Program:
         """Processes that exist without any network."""
         return []
 
-    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
+    def attach(
+        self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
+    ) -> Attachment:
         """Connect ``guest``; ``tcp`` and ``udp`` map host ports to guest ports. BenchError where that fails."""
         raise NotImplementedError
 
@@ -84,13 +87,17 @@ class Slirp4netns(Program):
     name = "slirp4netns"
     has_api = True
 
-    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
-        network = SlirpNetwork(self, guest, mtu, bool(tcp or udp))
+    def attach(
+        self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
+    ) -> Attachment:
+        network = SlirpNetwork(self, guest, mtu, bool(tcp or udp), ipv6)
         try:
             for protocol, ports in (("tcp", tcp), ("udp", udp)):
                 for host_port, guest_port in ports.items():
                     network.publish(protocol, host_port, guest_port)
             guest.set_congestion_control()
+            if ipv6:
+                guest.await_ipv6()
         except BaseException:
             network.close()
             raise
@@ -101,7 +108,7 @@ class SlirpNetwork(Attachment):
     """Started as Podman does: exit and ready pipes, output into a log named after the container, and the API socket
     only where ports are published. By that name netd's shim knows that no process has to stay."""
 
-    def __init__(self, program: Slirp4netns, guest: Guest, mtu: int, api: bool) -> None:
+    def __init__(self, program: Slirp4netns, guest: Guest, mtu: int, api: bool, ipv6: bool) -> None:
         super().__init__(program, guest)
         self.folder = program.world.folder("s")  # short: a socket's path has 107 bytes
         container = secrets.token_hex(32)
@@ -110,6 +117,8 @@ class SlirpNetwork(Attachment):
         ready, ready_end = os.pipe()
         exit_end, self.exit = os.pipe()
         argv = [program.binary, "--configure", f"--mtu={mtu}", f"--exit-fd={exit_end}", f"--ready-fd={ready_end}"]
+        if ipv6:
+            argv.append("--enable-ipv6")
         if api:
             argv.append(f"--api-socket={self.socket}")
             self.api = (self.socket, "slirp")
@@ -218,8 +227,10 @@ class Netd(Slirp4netns):
     def base_pids(self) -> list[int]:
         return procs.tree(self.daemon.pid) if self.daemon is not None else []
 
-    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
-        network = super().attach(guest, mtu, tcp, udp)
+    def attach(
+        self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
+    ) -> Attachment:
+        network = super().attach(guest, mtu, tcp, udp, ipv6)
         network.api = (str(self.folder / "api.sock"), "rest")
         return network
 
@@ -233,10 +244,14 @@ class Netd(Slirp4netns):
 class Pasta(Program):
     name = "pasta"
 
-    def attach(self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> Attachment:
-        network = PastaNetwork(self, guest, mtu, tcp, udp)
+    def attach(
+        self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
+    ) -> Attachment:
+        network = PastaNetwork(self, guest, mtu, tcp, udp, ipv6)
         try:
             guest.set_congestion_control()
+            if ipv6:
+                guest.await_ipv6()
         except BaseException:
             network.close()
             raise
@@ -244,11 +259,20 @@ class Pasta(Program):
 
 
 class PastaNetwork(Attachment):
-    def __init__(self, program: Pasta, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        program: Pasta,
+        guest: Guest,
+        mtu: int,
+        tcp: Mapping[int, int],
+        udp: Mapping[int, int],
+        ipv6: bool,
+    ) -> None:
         super().__init__(program, guest)
         self.folder = program.world.folder("pasta")
         pid_file = self.folder / "pid"
-        address = ["--config-net", "-4", "-a", self.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
+        address = ["--config-net", "-a", self.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
+        address += ["-a", "fd00::100", "-g", "fd00::2"] if ipv6 else ["-4"]
         ports: list[str] = []
         for option, wanted in (("-t", tcp), ("-u", udp)):
             ports += [option, ",".join(f"{h}:{g}" for h, g in wanted.items()) or "none"]
@@ -278,11 +302,21 @@ class PastaNetwork(Attachment):
 
     def close(self) -> None:
         if self.pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.pid, 15)
-                os.waitpid(self.pid, 0)  # PID 1 of the namespace, that is us, inherited it
+            self._end()
             self.pid = 0
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        """SIGTERM, and SIGKILL where that does not help. PID 1 of the namespace, that is us, inherited the process."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGTERM)
+            end = time.monotonic() + 3
+            while not os.waitpid(self.pid, os.WNOHANG)[0]:
+                if time.monotonic() > end:
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return
+                time.sleep(0.005)
 
 
 def installed(world: World, peers: list[str], netd_only: bool) -> tuple[list[Program], list[str]]:

@@ -27,8 +27,12 @@ import time
 CONNECT_LIMIT = 10.0  # seconds one connection may take before it counts as failed
 
 
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def listener(address: str, port: int) -> socket.socket:
-    s = socket.socket()
+    s = socket.socket(family(address))  # "::" takes IPv4 too
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     s.bind((address, port))
     s.listen(4096)
@@ -84,7 +88,7 @@ def hold(address: str, port: int) -> None:
 
 
 def dial(address: str, port: int) -> socket.socket:
-    s = socket.socket()
+    s = socket.socket(family(address))
     # A time limit by the kernel: settimeout() would make the socket non-blocking and add a poll to every call.
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(CONNECT_LIMIT), 0))
     s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(CONNECT_LIMIT), 0))

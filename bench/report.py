@@ -1,9 +1,8 @@
-"""The results: a table for people, JSON for programs, a picture of the ratios."""
+"""The results: a table for people, JSON for programs; the picture is chart.py's."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -11,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.rows import HIGHER, Row, Table
+from bench import chart, targets
+from bench.rows import Row, Table
+from bench.targets import PEERS, Verdict, ratio
 
 NAMES = ("netd", "slirp4netns", "pasta")
-PEERS = NAMES[1:]
 
 
 def machine() -> dict[str, Any]:
@@ -34,16 +34,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def ratio(row: Row, mine: float | None, theirs: float | None) -> float | None:
-    """How many times better ``mine`` is, 1 where they are equal; None where one is missing or a zero forbids it."""
-    if mine is None or theirs is None:
-        return None
-    if mine == theirs:
-        return 1.0
-    above, below = (mine, theirs) if row.better == HIGHER else (theirs, mine)
-    return above / below if below else None
-
-
 def number(value: float | None) -> str:
     if value is None:
         return "–"
@@ -57,8 +47,6 @@ def document(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> dict[s
     out = []
     for row in rows:
         medians = {name: table.median(row.key, name) for name in NAMES}
-        ratios = [ratio(row, medians["netd"], medians[peer]) for peer in PEERS]
-        known = [r for r in ratios if r is not None]
         spread = {
             name: [min(values), max(values), len(values)]
             for name in NAMES
@@ -72,12 +60,13 @@ def document(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> dict[s
                 "unit": row.unit,
                 "better": row.better,
                 **{name: _rounded(medians[name]) for name in NAMES},
-                "ratio_to_best": _rounded(min(known)) if known else None,
+                "ratio_to_best": _rounded(to_best(row, table)),
                 "spread": {name: [_rounded(v) for v in values] for name, values in spread.items()},
                 "remarks": remarks,
             }
         )
-    return {**about, "rows": out}
+    verdicts = [verdict.json() for verdict in targets.judge(rows, table)]
+    return {**about, "rows": out, "targets": verdicts}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -120,57 +109,47 @@ def markdown(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> str:
         ratios = [number(ratio(row, table.median(row.key, "netd"), table.median(row.key, peer))) for peer in PEERS]
         lines.append(f"| {row.title} | {row.unit} | {row.better} | {' | '.join([*cells, *ratios])} |")
     lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))] if notes else []
+    lines += _targets(targets.judge(rows, table)) + _behind(rows, table)
     return "\n".join(lines) + "\n"
 
 
-def chart(rows: Sequence[Row], table: Table, about: dict[str, Any]) -> str:
-    """An SVG of both ratios per row on a logarithmic axis; right of the middle line netd is better."""
-    bars = [(row, [ratio(row, table.median(row.key, "netd"), table.median(row.key, p)) for p in PEERS]) for row in rows]
-    bars = [(row, ratios) for row, ratios in bars if any(ratios)]
-    left, width, step, top = 540, 520, 26, 60
-    limit = 32.0
-    middle = left + width / 2
-
-    def x(value: float) -> float:
-        return middle + math.log(min(limit, max(1 / limit, value)), limit) * width / 2
-
-    height = top + step * len(bars) + 30
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="100%" height="100%" fill="white"/><text x="10" y="20" font-size="15">How many times better netd '
-        f"is than slirp4netns (dark) and pasta (light), {about['date']}</text>",
+def _targets(verdicts: Sequence[Verdict]) -> list[str]:
+    if not verdicts:
+        return []
+    met = sum(verdict.met for verdict in verdicts)
+    lines = [
+        "",
+        f"## Targets: {met} of {len(verdicts)} met",
+        "",
+        "Medians decide. “At worst” sets netd's median against the best sample of the peer: where the two columns",
+        "differ much, the peer has a slow and a fast state.",
+        "",
+        "| | target | measured | at worst | |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for tick in (1 / 16, 1 / 4, 1, 4, 16):
-        label = f"{tick:g}×" if tick >= 1 else f"1/{1 / tick:g}"
-        colour = "#000" if tick == 1 else "#ccc"
-        out.append(
-            f'<line x1="{x(tick):.0f}" x2="{x(tick):.0f}" y1="{top - 12}" y2="{height - 20}" stroke="{colour}"/>'
-            f'<text x="{x(tick):.0f}" y="{top - 18}" text-anchor="middle">{label}</text>'
-        )
-    for i, (row, ratios) in enumerate(bars):
-        y = top + i * step
-        out.append(f'<text x="{left - 40}" y="{y + 14}" text-anchor="end">{_escaped(row.title)}</text>')
-        for j, value in enumerate(ratios):
-            if value:
-                a, b = sorted((middle, x(value)))
-                fill = (("#1f5fa8", "#8fb8e6") if value >= 1 else ("#a8321f", "#e6a38f"))[j]
-                out.append(
-                    f'<rect x="{a:.1f}" y="{y + 2 + 10 * j}" width="{max(1, b - a):.1f}" height="9" fill="{fill}"/>'
-                    f'<text x="{b + 4 if value >= 1 else a - 4:.1f}" y="{y + 10 + 10 * j}" font-size="9" '
-                    f'text-anchor="{"start" if value >= 1 else "end"}">{number(value)}</text>'
-                )
-    return "\n".join([*out, "</svg>"]) + "\n"
+    for v in verdicts:
+        verdict = "met" if v.met else "**no figure**" if v.measured is None else "**not met**"
+        lines.append(f"| {v.row.title} | {v.wanted} | {number(v.measured)} | {number(v.at_worst)} | {verdict} |")
+    return lines
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+def to_best(row: Row, table: Table) -> float | None:
+    """netd against the best peer of the row; None where there is none, or no netd."""
+    ratios = (ratio(row, table.median(row.key, "netd"), table.median(row.key, peer)) for peer in PEERS)
+    return min((r for r in ratios if r is not None), default=None)
+
+
+def _behind(rows: Sequence[Row], table: Table) -> list[str]:
+    """The rows in which a peer is better, the worst first."""
+    behind = sorted((r, row.title) for row in rows if (r := to_best(row, table)) is not None and r < 1)
+    lines = ["", f"## Behind the best peer: {len(behind)} of {len(rows)} rows", ""]
+    return [*lines, *(f"* {number(r)} × {title}" for r, title in behind)] if behind else []
 
 
 def write(folder: Path, rows: Sequence[Row], table: Table, about: dict[str, Any]) -> None:
     (folder / "RESULTS.md").write_text(markdown(rows, table, about))
     (folder / "latest.json").write_text(json.dumps(document(rows, table, about), indent=1, ensure_ascii=False) + "\n")
-    (folder / "latest.svg").write_text(chart(rows, table, about))
+    chart.write(folder / "latest.svg", rows, table, about)
 
 
 def today() -> str:

@@ -65,6 +65,9 @@ class Visit:
         """A remark on the row that the table prints below."""
         self.table.fail(row, self.program.name, remark)
 
+    def wants(self, row: Row) -> bool:
+        return not (self.quick and row.full_only)
+
     @contextlib.contextmanager
     def row(self, *keys: str) -> Iterator[None]:
         """What goes wrong inside is noted as these rows' failure, and the block goes on."""
@@ -87,12 +90,16 @@ class Visit:
 
     @contextlib.contextmanager
     def attached(
-        self, mtu: int, tcp: Mapping[int, int] | None = None, udp: Mapping[int, int] | None = None
+        self,
+        mtu: int,
+        tcp: Mapping[int, int] | None = None,
+        udp: Mapping[int, int] | None = None,
+        ipv6: bool = False,
     ) -> Iterator[Attachment]:
         """One more guest with a network; host port → guest port."""
         guest = Guest(self.world)
         try:
-            network = self.program.attach(guest, mtu, tcp or {}, udp or {})
+            network = self.program.attach(guest, mtu, tcp or {}, udp or {}, ipv6)
             try:
                 yield network
             finally:

@@ -1,12 +1,13 @@
 """``make bench``: netd, slirp4netns and pasta side by side, in namespaces of its own. Needs root and iperf3.
 
-Writes RESULTS.md, latest.json and latest.svg beside this file, or into --output; a run of chosen rows or programs
-only prints, unless --output is given. QUICK=1 in the environment is --quick.
+Writes RESULTS.md, latest.json, latest.svg and latest.png beside this file, or into --output; a run of chosen rows or
+programs only prints, unless --output is given. QUICK=1 in the environment is --quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -21,13 +22,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its profile.py would hide the standard library's
 
-from bench import load, measure_bulk, measure_cost, measure_flows, report  # noqa: E402
+from bench import (  # noqa: E402
+    load,
+    measure_bulk,
+    measure_cost,
+    measure_flows,
+    measure_idle,
+    measure_ipv6,
+    measure_loaded,
+    measure_udp,
+    report,
+)
 from bench.programs import Program, installed  # noqa: E402
-from bench.rows import Block, Row, Table, TimeLimit, Visit  # noqa: E402
+from bench.rows import Block, Table, TimeLimit, Visit  # noqa: E402
 from bench.world import OUTSIDE, BenchError, World, enter, inside  # noqa: E402
 
-BLOCKS: tuple[Block, ...] = (*measure_cost.BLOCKS, *measure_bulk.BLOCKS, *measure_flows.BLOCKS)
-QUICK_MINUTES, FULL_MINUTES = 8.5, 23.0  # no further round is begun after that
+BLOCKS: tuple[Block, ...] = (
+    *measure_bulk.BLOCKS,
+    *measure_flows.BLOCKS,
+    *measure_udp.BLOCKS,
+    *measure_loaded.BLOCKS,
+    *measure_idle.BLOCKS,
+    *measure_ipv6.BLOCKS,
+    *measure_cost.BLOCKS,
+)
+QUICK_MINUTES, FULL_MINUTES = 9.0, 23.5  # after that nothing is begun, and what runs is cut short
+LEAST = 5.0  # seconds: a visit is not begun for less
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,50 +68,59 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def visit_once(block: Block, visit: Visit) -> None:
-    """One block on one program, within the block's time; what goes wrong is noted in the rows."""
+def visit_once(block: Block, visit: Visit, limit: float) -> None:
+    """One block on one program, within ``limit`` seconds; what goes wrong is noted in the rows."""
 
     def over(number: int, frame: FrameType | None) -> None:
-        raise TimeLimit(f"not done within {block.limit:g} s")
+        raise TimeLimit(f"not done within {limit:.0f} s")
 
     before = {key: len(values) for key, values in visit.table.samples.items()}
     signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, block.limit)
+    # Again and again: tidying up after the first may hang on the same process. sweep() ends what is left.
+    signal.setitimer(signal.ITIMER_REAL, limit, 5.0)
     try:
-        block.measure(visit)
+        try:
+            block.measure(visit)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except (BenchError, OSError, subprocess.SubprocessError) as e:
         for row in block.rows:
             key = (row.key, visit.program.name)
-            if len(visit.table.samples.get(key, ())) == before.get(key, 0) and wanted(row, visit.quick):
+            if len(visit.table.samples.get(key, ())) == before.get(key, 0) and visit.wants(row):
                 visit.note(row.key, str(e) or type(e).__name__)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
     if left := visit.world.sweep():
         print(f"  ended what was left: {', '.join(left)}", flush=True)
 
 
-def wanted(row: Row, quick: bool) -> bool:
-    return not (quick and row.full_only)
-
-
 def measure(world: World, programs: Sequence[Program], options: argparse.Namespace, table: Table) -> float:
-    """All blocks, rounds interleaved; returns the minutes it took."""
+    """All blocks, rounds interleaved; returns the minutes it took.
+
+    A later round of a block is left out where the time would not suffice for it; a first round that the time does not
+    reach is noted in its rows.
+    """
     begin = time.monotonic()
-    budget = QUICK_MINUTES if options.quick else FULL_MINUTES
+    end = begin + 60 * (QUICK_MINUTES if options.quick else FULL_MINUTES)
     rounds = {b.name: options.rounds or (b.quick_rounds if options.quick else b.full_rounds) for b in options.blocks}
+    cost: dict[str, float] = {}  # seconds of a block's last round
     for turn in range(max(rounds.values())):
         for block in options.blocks:
             if turn >= rounds[block.name] or (options.quick and not block.quick_rounds):
                 continue
-            if turn and (time.monotonic() - begin) / 60 > budget:
+            if turn and time.monotonic() + cost[block.name] > end:
                 continue  # every row has its samples of the rounds before
+            cost[block.name] = 0.0
             # The order turns, so that no program always follows the same one.
-            order = [programs[(turn + i) % len(programs)] for i in range(len(programs))]
-            for program in order:
+            for program in [programs[(turn + i) % len(programs)] for i in range(len(programs))]:
                 since = time.monotonic()
-                visit_once(block, Visit(world, program, table, options.quick))
+                visit = Visit(world, program, table, options.quick)
+                if (left := end - since) < LEAST:
+                    for row in filter(visit.wants, block.rows):
+                        visit.note(row.key, "not measured: the time of the whole run was up")
+                    continue
+                visit_once(block, visit, min(block.limit, left))
                 took = time.monotonic() - since
-                print(f"round {turn + 1}  {block.name:10} {program.name:12} {took:5.1f} s", flush=True)
+                cost[block.name] += took
+                print(f"round {turn + 1}  {block.name:12} {program.name:12} {took:5.1f} s", flush=True)
     return (time.monotonic() - begin) / 60
 
 
@@ -100,8 +129,6 @@ def kernel_only(world: World) -> float | None:
     try:
         with world.outside.serving(["iperf3", "-s", "-1", "-p", str(load.IPERF)], load.IPERF):
             text = world.host.run(["iperf3", "-J", "-c", OUTSIDE, "-p", str(load.IPERF), "-t", "2"], 10)
-        import json
-
         return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
     except (BenchError, KeyError, ValueError):
         return None
@@ -135,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         }
         about["minutes"] = round(measure(world, programs, options, table), 1)
         about["congestion_control"] = sorted(table.congestion)
-    rows = [row for block in options.blocks for row in block.rows if wanted(row, options.quick)]
+    rows = [row for block in options.blocks for row in block.rows if not (options.quick and row.full_only)]
     print(report.markdown(rows, table, about))
     partial = bool(options.rows or options.rounds or options.netd_only or options.peers_only or options.peer)
     folder = options.output or (None if partial else ROOT / "bench")

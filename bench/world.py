@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +31,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 USER = 47001  # needs no account
 HOST, OUTSIDE = "10.91.0.1", "10.91.0.2"
+HOST6, OUTSIDE6, PREFIX6 = "fd91::1", "fd91::2", "fd91::/64"
 CONGESTION = "cubic"
 SCRATCH = "NETD_BENCH_SCRATCH"
-FILES = 65536  # RLIMIT_NOFILE of everything here: no program is to fail for that
+FILES = 65536  # RLIMIT_NOFILE of everything here: no program is to fail for that where it may be had
 PYTHON = "/usr/bin/python3"
 
+# Metrics of one program's connections are not to start the next one's, nor addresses to wait for a duplicate's answer.
 SYSCTLS = f"""
 echo {CONGESTION} > /proc/sys/net/ipv4/tcp_congestion_control
 echo 10000 65000 > /proc/sys/net/ipv4/ip_local_port_range
+echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save
+echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
 """
 LOOPBACK = f"""
 ip link set lo up
@@ -132,6 +139,15 @@ class Place:
                     return True
         return False
 
+    def counter(self, name: str) -> int:
+        """A counter of TCP here by its name in /proc/net/netstat; 0 where the kernel has none of that name."""
+        lines = Path(f"/proc/{self.pid}/net/netstat").read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            found = dict(zip(names.split(), values.split(), strict=True))
+            if name in found:
+                return int(found[name])
+        return 0
+
     @contextlib.contextmanager
     def serving(self, argv: list[str], port: int) -> Iterator[subprocess.Popen[str]]:
         """A server that is up when the block begins and ended when it ends."""
@@ -166,6 +182,20 @@ class Guest(Place):
         batch = "".join(f"route replace {line.strip()} congctl {CONGESTION}\n" for line in lines)
         self.run(["sh", "-c", f"ip -batch - <<'E'\n{batch}E"])
 
+    def await_ipv6(self) -> None:
+        """Wait for a global IPv6 address and a default route, and put ``CONGESTION`` on a route to outside."""
+        if not Path("/proc/sys/net/ipv6").exists():
+            raise BenchError("the machine has no IPv6")
+        route: list[str] = []
+
+        def there() -> bool:
+            addresses = self.run(["ip", "-6", "-o", "address", "show", "scope", "global"])
+            route[:] = self.run(["ip", "-6", "route", "show", "default"]).split()[1:5]  # via ADDRESS dev NAME
+            return bool(route) and any("tentative" not in line for line in addresses.splitlines())
+
+        until("an IPv6 address and a default route in the guest", there, 5, 0.05)
+        self.run(["ip", "-6", "route", "replace", PREFIX6, *route, "congctl", CONGESTION])
+
     def close(self) -> None:
         self.world.end(self.keeper)
 
@@ -175,7 +205,7 @@ class World:
 
     def __init__(self) -> None:
         self.scratch = Path(os.environ[SCRATCH])
-        self.tree = self.scratch / "tree"  # the checkout, where USER can read it whatever the rights above it are
+        self.tree = self.scratch / "tree"  # a copy of what is measured: edits meanwhile do not reach it
         self.venv = self.scratch / "venv"
         self.processes: list[subprocess.Popen[str]] = []
 
@@ -191,13 +221,21 @@ class World:
         self.close()
 
     def _set_up(self) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard if hard < 0 else max(FILES, hard)))
+        except ValueError:  # not even root may raise it here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.host = Place(self, os.getpid(), enter=False)
         run = self.host.run
         run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(self.scratch)])
-        for source, where in ((ROOT, self.tree), (Path(sys.prefix), self.venv)):
-            where.mkdir()
-            if source != Path("/usr"):
-                run(["mount", "--bind", str(source), str(where)])
+        self.venv.mkdir()
+        if sys.prefix != sys.base_prefix:
+            run(["mount", "--bind", sys.prefix, str(self.venv)])
+        for part in ("netd", "plugin", "bench"):
+            shutil.copytree(ROOT / part, self.tree / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        # As an installation has it: USER could not write the bytecode, and compiling costs time and memory.
+        run([sys.executable, "-m", "compileall", "-q", str(self.tree / "netd")], 60)
         node = self.scratch / "tun"  # rootless users may open it on any usual machine; here it may be 0600
         os.mknod(node, 0o666 | 0o020000, os.makedev(10, 200))
         node.chmod(0o666)
@@ -209,7 +247,8 @@ class World:
         holder.stdout.readline()
         self.outside = Place(self, holder.pid)
         route = f"dev veth0 proto kernel scope link congctl {CONGESTION}"
-        for place, address, peer in ((self.host, HOST, holder.pid), (self.outside, OUTSIDE, 0)):
+        ends = ((self.host, HOST, HOST6, holder.pid), (self.outside, OUTSIDE, OUTSIDE6, 0))
+        for place, address, address6, peer in ends:
             if peer:
                 place.run(["ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", str(peer)])
             script = (
@@ -219,8 +258,13 @@ class World:
                 f" congctl {CONGESTION}\n"
             )
             place.run(["sh", "-c", script])
-        # A default route, for pasta, which takes addresses from its interface. Nothing answers there.
+            with contextlib.suppress(BenchError):  # no IPv6 on this machine: its rows say so
+                place.run(["ip", "-6", "address", "add", f"{address6}/64", "dev", "veth0", "nodad"])
+                place.run(["ip", "-6", "route", "replace", PREFIX6, "dev", "veth0", "congctl", CONGESTION])
+        # Default routes, for pasta, which takes addresses from their interface. Nothing answers there.
         self.host.run(["ip", "route", "add", "default", "via", "10.91.0.254", "congctl", CONGESTION])
+        with contextlib.suppress(BenchError):
+            self.host.run(["ip", "-6", "route", "add", "default", "via", "fd91::fe", "dev", "veth0"])
 
     def python(self) -> str:
         """The interpreter that runs this, by a path that USER can follow."""

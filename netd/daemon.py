@@ -31,13 +31,13 @@ from netd.link.tap import is_attached
 from netd.netns.plan import OpenTap
 from netd.netns.spawn import Agent
 from netd.network import Network, clock, plan_of, record_of
+from netd.pace import Pace
 from netd.record import Record
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec
-from netd.wakeful import Wakeful
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,17 @@ Observer = Callable[[str, Network], None]
 StoredFds = dict[str, list[int]]
 
 
+def _share_an_address(one: str, other: str) -> bool:
+    """True if listeners on both would be in each other's way; "" is every address of both families."""
+    if not one or not other or one == other:
+        return True
+    return (":" in one) == (":" in other) and not {one, other}.isdisjoint(("0.0.0.0", "::"))
+
+
 class Daemon:
     """All networks of one owner."""
 
-    _wakeful: Wakeful
+    _pace: Pace
 
     def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
         self.settings = settings
@@ -57,7 +64,7 @@ class Daemon:
         self.started = time.time()
         self._notifier = notifier or Notifier()
         self._agent = Agent()
-        self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock)
+        self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock, dns.search_in)
         self._watches: dict[str, Watch] = {}
         self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
         self._stored: dict[str, StoredFds] = {}
@@ -177,7 +184,7 @@ class Daemon:
                 self._name_servers,
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
-                wakeful=self._wakeful,
+                pace=self._pace,
                 created=created,
             )
         except BaseException:
@@ -240,9 +247,7 @@ class Daemon:
             for forward in network.forwards():
                 other = forward.spec
                 overlap = other.host_port < ports.stop and ports.start < other.host_port + other.range
-                wild = {"", "0.0.0.0"}
-                same_ip = other.host_ip == spec.host_ip or other.host_ip in wild or spec.host_ip in wild
-                if other.protocol == spec.protocol and overlap and same_ip:
+                if other.protocol == spec.protocol and overlap and _share_an_address(other.host_ip, spec.host_ip):
                     return network.name
         return ""
 
@@ -368,15 +373,16 @@ class Daemon:
                 logger.warning("%s: %s", network.name, e)
                 self._notifier.unstore(name)
             else:
-                if len(fds) == spec.range:  # else ``changed`` stores those that were bound anew
-                    stored[key] = network.stored_fds()[key]
+                whole = network.stored_fds()[key]
+                if len(fds) == len(whole):  # else ``changed`` stores those that were bound anew
+                    stored[key] = whole
         network.resume_forward_ids(entry["next_forward_id"])
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self, stored: Iterable[tuple[str, int]] = ()) -> None:
         """Start the agent and restore what the service manager kept. Observers are told by ``announce``."""
-        self._wakeful = Wakeful(asyncio.get_running_loop(), clock)
+        self._pace = Pace(asyncio.get_running_loop(), clock)
         await self._agent.start()
         self._restore(stored)
 

@@ -14,31 +14,37 @@ import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netd.errors import PortInUse
 from netd.link.tap import Tap
 from netd.netns.plan import OpenTap, TapPlan
+from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
-from netd.services import dns
+from netd.services import dhcpv4, dhcpv6, dns
+from netd.services.gateway import Gateway
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
-from netd.wakeful import Wakeful
+from netd.wire.ipv6 import MTU_MIN, interface_identifier
 
 clock = time.monotonic
+DHCP_POOL = range(15, 31)  # offsets in the network, as slirp4netns'
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
 def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
     """The addresses of ``spec`` as bytes; the gateway's MACs are slirp4netns' (52:55 and the IPv4 octets)."""
     network = ipaddress.IPv4Network(spec.cidr)
-    gateway = ipaddress.IPv4Address(spec.gateway_ip).packed
-    dns_ip = ipaddress.IPv4Address(spec.dns_ip).packed if spec.dns_ip else b""
+    gateway, dns_ip = _packed(spec.gateway_ip), _packed(spec.dns_ip)
+    network6 = ipaddress.IPv6Network(spec.cidr6 or "::/128")
+    prefix6 = network6.network_address.packed
+    guest6 = _packed(spec.guest_ip6) or prefix6[:8] + interface_identifier(guest_mac)
+    six = bool(spec.cidr6) and spec.mtu >= MTU_MIN  # RFC 8200 §5: no IPv6 on a smaller link
     return Addressing(
-        guest=ipaddress.IPv4Address(spec.guest_ip).packed,
+        guest=_packed(spec.guest_ip),
         gateway=gateway,
         dns=dns_ip,
         network=int(network.network_address),
@@ -46,12 +52,56 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
         gateway_mac=b"\x52\x55" + gateway,
         dns_mac=b"\x52\x55" + (dns_ip or gateway),
         guest_mac=guest_mac,
+        guest6=guest6 if six else b"",
+        gateway6=_packed(spec.gateway_ip6) if six else b"",
+        dns6=_packed(spec.dns_ip6) if six else b"",
+        router6=_packed(spec.router_ip6) if six else b"",
+        network6=int(network6.network_address),
+        mask6=int(network6.netmask),
     )
+
+
+def gateway_of(addressing: Addressing, mtu: int, search: Sequence[str]) -> Gateway:
+    """The DHCP servers of a network: the guest's address for whoever comes first, slirp4netns' pool for the others."""
+    pool = (addressing.network + offset for offset in DHCP_POOL)
+    v4 = dhcpv4.Config(
+        server_ip=addressing.gateway,
+        mask=addressing.mask.to_bytes(4, "big"),
+        guest_ip=addressing.guest,
+        router=addressing.gateway,
+        dns=(addressing.dns,) if addressing.dns else (),
+        pool=tuple(ip for number in pool if addressing.on_link(ip := number.to_bytes(4, "big"))),
+        mtu=mtu,
+        domain=search[0] if search else "",
+        search=tuple(search),
+    )
+    if not addressing.gateway6:
+        return Gateway(v4, None)
+    prefix = addressing.mask6.bit_count()
+    dns6 = (addressing.dns6,) if addressing.dns6 else ()
+    return Gateway(
+        v4,
+        dhcpv6.Config(
+            server_mac=addressing.gateway_mac,
+            guest_ip=addressing.guest6,
+            prefix_length=prefix,
+            dns=dns6,
+            search=tuple(search),
+        ),
+    )
+
+
+def _packed(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed if text else b""
 
 
 def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
     """What the agent is to set up in the namespace."""
     prefix = ipaddress.IPv4Network(spec.cidr).prefixlen
+    address6 = ""
+    if spec.cidr6:
+        network6 = ipaddress.IPv6Network(spec.cidr6)
+        address6 = f"{spec.guest_ip6}/{network6.prefixlen}" if spec.guest_ip6 else spec.cidr6
     return TapPlan(
         ifname=spec.ifname,
         mtu=spec.mtu,
@@ -59,7 +109,10 @@ def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
         configure=spec.configure,
         address=f"{spec.guest_ip}/{prefix}",
         gateway=spec.gateway_ip,
+        address6=address6,
+        gateway6=spec.router_ip6 if spec.cidr6 else "",
         offload=offload,
+        uso=offload,
     )
 
 
@@ -78,7 +131,7 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
-        wakeful: Wakeful,
+        pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
     ) -> None:
@@ -94,15 +147,16 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
-        self._wakeful = wakeful
+        self._pace = pace
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
 
         self._link = Tap(tap.fd, tap.vnet_hdr)
-        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip)
+        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip, spec.outbound_ip6)
+        addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
-            addressing_of(spec, bytes.fromhex(tap.mac.replace(":", ""))),
+            addressing,
             self._link.transmit,
             self._host,
             limits or Limits(),
@@ -110,20 +164,27 @@ class Network:
             tap.offload,
             spec.allow_host_loopback,
             secrets.token_bytes(16),
+            uso=tap.uso,
+            services=gateway_of(addressing, spec.mtu, name_servers.search()),
         )
         interface = self._interface
+        self._host.pace = pace
         self._host.udp = interface.udp
-        self._host.resolver = resolver.Resolver(loop, dns, name_servers, interface.counters, spec.outbound_ip)
+        self._host.resolver = resolver.Resolver(
+            loop, dns, name_servers, interface.counters, spec.outbound_ip, spec.outbound_ip6
+        )
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
         loop.add_reader(tap.fd, self._on_frames)
+        interface.start(clock())
+        self._flush()
 
     # -- the loop's events ---------------------------------------------------------------------------------------
 
     def _on_frames(self) -> None:
         interface = self._interface
-        alive = self._link.receive(interface.from_guest, clock())
+        alive = self._link.receive(interface.from_guest, clock(), self._pace.turn)
         self._flush()
         if not alive:
             self._loop.remove_reader(self.tap.fd)
@@ -133,7 +194,8 @@ class Network:
         """After every event: pending ACKs out, the one timer where it must be."""
         interface = self._interface
         interface.flush()
-        self._wakeful.event()
+        self._host.flush()
+        self._pace.event(self)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
             if self._timer is not None:
@@ -222,7 +284,7 @@ class Network:
 
         A port whose descriptor was lost is bound anew; on failure the forward is given up (PortInUse, …).
         """
-        kept: dict[int, socket.socket] = {}
+        kept: dict[tuple[int, int], socket.socket] = {}  # by family and port
         for fd in fds:
             try:
                 sock = socket.socket(fileno=fd)
@@ -230,10 +292,13 @@ class Network:
                 os.close(fd)  # no socket at all
                 continue
             kind = socket.SOCK_STREAM if spec.protocol == "tcp" else socket.SOCK_DGRAM
-            if (sock.family, sock.type) == (socket.AF_INET, kind) and sock.getsockname()[1] not in kept:
-                kept[sock.getsockname()[1]] = sock
-            else:
+            key = (sock.family, -1)
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == kind:
+                key = (sock.family, sock.getsockname()[1])
+            if key[1] < 0 or key in kept:
                 sock.close()
+            else:
+                kept[key] = sock
         try:
             self._record_forward(self._forwards.add(spec, origin, kept, id_))
         finally:
@@ -255,7 +320,7 @@ class Network:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
-            self._link.receive(self._interface.from_guest, clock())  # last words: a FIN, a datagram
+            self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
         self._closed = True
         self._forwards.close(kept)
         if kept:
@@ -293,7 +358,13 @@ def record_of(network: Network) -> str:
         "held": sorted(network.held),
         "netns_inode": network.netns_inode,
         "created": network.created,
-        "tap": {"mac": network.tap.mac, "vnet_hdr": network.tap.vnet_hdr, "offload": network.tap.offload},
+        "tap": {
+            "mac": network.tap.mac,
+            "vnet_hdr": network.tap.vnet_hdr,
+            "offload": network.tap.offload,
+            "uso": network.tap.uso,
+            "address6": network.tap.address6,
+        },
         "next_forward_id": network.next_forward_id(),
     }
     return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'

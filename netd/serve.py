@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 
 import uvloop
 
@@ -20,6 +21,8 @@ from netd.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_SCHED_SETATTR = 314
+_SLICE = 100_000  # ns
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _HEAP_KEPT = 32 << 20  # bytes
 
@@ -33,6 +36,7 @@ def serve(settings: Settings) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o077)
     _keep_heap()
+    _short_slice()
     return uvloop.run(_serve(settings))
 
 
@@ -42,6 +46,15 @@ def _keep_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT)
+
+
+def _short_slice() -> None:
+    """Ask the scheduler for turns of 0.1 ms instead of 3: not for a larger share, for a sooner one (sched_setattr(2),
+    Linux 6.12 for SCHED_OTHER; elsewhere it is refused or means nothing)."""
+    syscall = getattr(ctypes.CDLL(None), "syscall", None)
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, _SLICE, 0, 0)
+    if syscall is not None and os.uname().machine == "x86_64":
+        syscall(_SCHED_SETATTR, 0, attributes, 0)
 
 
 async def _serve(settings: Settings) -> int:

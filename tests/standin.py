@@ -54,7 +54,7 @@ class Network:
         sockets: list[socket.socket] = []
         try:
             for port in range(spec.host_port, spec.host_port + spec.range):
-                sock = socket.socket(socket.AF_INET, kind)
+                sock = socket.socket(socket.AF_INET6 if ":" in spec.host_ip else socket.AF_INET, kind)
                 sockets.append(sock)
                 if kind == socket.SOCK_STREAM:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

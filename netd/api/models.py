@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -20,6 +21,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # podman's for container
 IFNAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")  # dev_valid_name() in net/core/dev.c, without what shells stumble over
 RESERVED_IFNAMES = frozenset({".", "..", "lo", "all", "default"})  # the last two are directories of net.ipv4.conf
 MAX_PORTS_PER_REQUEST = 1024
+ROUTER_IP6 = "fe80::2"  # libslirp's
+IPV6_MIN_MTU = 1280  # RFC 8200 §5
 
 Protocol = Literal["tcp", "udp"]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
@@ -30,15 +33,35 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _ipv4_or_empty(value: str) -> str:
+def unique_local_network() -> str:
+    """A /64 nobody else has: fd, 40 random bits, subnet 0 (RFC 4193 §3.1, §3.2.2)."""
+    return str(ipaddress.IPv6Network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64)))
+
+
+def slaac_address(cidr6: str, mac: str) -> str:
+    """The address that an interface of this MAC makes itself in a /64 (RFC 4862 §5.5.3, RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes((octets[0] ^ 0x02, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
+    return str(ipaddress.IPv6Network(cidr6).network_address + int.from_bytes(identifier, "big"))
+
+
+def _ip_or_empty(value: str) -> str:
+    """An IPv4 or IPv6 address in its canonical form (RFC 5952); an IPv4-mapped one becomes the IPv4 address."""
     if value == "":
         return value
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise PydanticCustomError("ip_address", "{value} is not an IP address", {"value": repr(value)}) from None
-    if address.version == 6:
-        raise PydanticCustomError("ipv6", "{value}: IPv6 is not supported yet, give an IPv4 address", {"value": value})
+        bare = " (an IPv6 address is written without brackets here)" if value.startswith("[") else ""
+        raise PydanticCustomError(
+            "ip_address", "{value} is not an IP address{bare}", {"value": repr(value), "bare": bare}
+        ) from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            raise PydanticCustomError(
+                "ip_address", "{value}: an address with a zone is not supported", {"value": value}
+            )
+        return str(address.ipv4_mapped or address)
     return str(address)
 
 
@@ -53,14 +76,16 @@ class _Reply(BaseModel):
 class PortRequest(_Request):
     """One port or a range of consecutive ports to publish."""
 
-    host_ip: str = Field("", description="IPv4 address of the host to listen on; empty is every address")
+    host_ip: str = Field(
+        "", description="IPv4 or IPv6 address of the host to listen on; empty is every address of both families"
+    )
     host_port: int = Field(0, ge=0, le=65535, description="0 lets the kernel choose, with range 1 only")
     container_port: PortNumber
     protocol: Protocol = "tcp"
     range: int = Field(1, ge=1, le=65535, description="how many consecutive ports")
-    container_ip: str = Field("", description="empty is the network's own guest address")
+    container_ip: str = Field("", description="IPv4 or IPv6 address; empty is the network's own guest address")
 
-    _addresses = field_validator("host_ip", "container_ip")(_ipv4_or_empty)
+    _addresses = field_validator("host_ip", "container_ip")(_ip_or_empty)
 
     @model_validator(mode="after")
     def _fits(self) -> PortRequest:
@@ -99,6 +124,12 @@ class AttachRequest(_Request):
     ifname: str = "tap0"
     mtu: int = Field(65520, ge=68, le=65521)
     cidr: str = Field("10.0.2.0/24", description="IPv4 network; the guest gets +100, the gateway +2, the DNS server +3")
+    ipv6: bool = Field(True, description="false: IPv4 alone; an mtu below 1280 means that as well")
+    cidr6: str = Field(
+        "",
+        description="IPv6 network, a /64; empty is a random unique local one (RFC 4193). The gateway is ::2 in it, the "
+        "DNS server ::3, the guest has the address that SLAAC makes of its MAC",
+    )
     allow_host_loopback: bool = False
     ports: list[PortRequest] = Field(default_factory=list, max_length=MAX_PORTS_PER_REQUEST)
 
@@ -131,6 +162,42 @@ class AttachRequest(_Request):
             raise PydanticCustomError("cidr", "{value} is not a range for hosts", {"value": value})
         return str(network)
 
+    @field_validator("cidr6")
+    @classmethod
+    def _cidr6(cls, value: str) -> str:
+        if value == "":
+            return value
+        try:
+            network = ipaddress.IPv6Network(value, strict=True)
+        except ValueError as exc:
+            raise PydanticCustomError("cidr6", "{why}", {"why": f"{value!r} is no IPv6 network: {exc}"}) from None
+        if network.prefixlen != 64:  # RFC 4291 §2.5.1, RFC 4862 §5.5.3: SLAAC needs 64 bits
+            raise PydanticCustomError("cidr6", "the prefix length is 64")
+        first = network.network_address
+        if "%" in value or first.is_multicast or first.is_link_local or first.is_unspecified:
+            raise PydanticCustomError("cidr6", "{value} is not a range for hosts", {"value": value})
+        return str(network)
+
+    @model_validator(mode="after")
+    def _ipv6_or_not(self) -> AttachRequest:
+        if not self.ipv6 and self.cidr6:
+            raise PydanticCustomError("cidr6", "cidr6 and ipv6 false do not go together")
+        asked_for = self.ipv6 and (self.cidr6 != "" or "ipv6" in self.model_fields_set)
+        if asked_for and self.mtu < IPV6_MIN_MTU:
+            raise PydanticCustomError("mtu", "mtu {mtu} is less than IPv6 needs, 1280", {"mtu": self.mtu})
+        for number, port in enumerate(self.ports):
+            if ":" in port.container_ip and not self.has_ipv6:
+                raise PydanticCustomError(
+                    "ports", "ports.{number}: container_ip {ip} is IPv6, the network has none",
+                    {"number": number, "ip": port.container_ip},
+                )  # fmt: skip
+        return self
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether the network is to have IPv6."""
+        return self.ipv6 and self.mtu >= IPV6_MIN_MTU
+
     @model_validator(mode="after")
     def _one_target(self) -> AttachRequest:
         if (self.pid is None) == (self.netns is None):
@@ -140,8 +207,16 @@ class AttachRequest(_Request):
         return self
 
     def spec(self) -> NetworkSpec:
-        """The same as netd's plain data, with the addresses that follow from ``cidr``."""
+        """The same as netd's plain data, with the addresses that follow from ``cidr`` and ``cidr6``.
+
+        Each call makes up a network of its own where ``cidr6`` is empty.
+        """
         base = ipaddress.IPv4Network(self.cidr).network_address
+        cidr6 = gateway6 = dns6 = ""
+        if self.has_ipv6:
+            cidr6 = self.cidr6 or unique_local_network()
+            base6 = ipaddress.IPv6Network(cidr6).network_address
+            gateway6, dns6 = str(base6 + 2), str(base6 + 3)
         return NetworkSpec(
             name=self.name,
             origin=self.origin,
@@ -152,6 +227,10 @@ class AttachRequest(_Request):
             gateway_ip=str(base + 2),
             dns_ip=str(base + 3),
             allow_host_loopback=self.allow_host_loopback,
+            cidr6=cidr6,
+            gateway_ip6=gateway6,
+            dns_ip6=dns6,
+            router_ip6=ROUTER_IP6,
         )
 
 
@@ -201,7 +280,13 @@ class Network(_Reply):
     guest_ip: str
     gateway_ip: str
     dns_ip: str
-    outbound_ip: str
+    outbound_ip: str = Field(description="source address of the host's sockets; empty is the kernel's choice")
+    cidr6: str = Field(description="empty is no IPv6, and so are the five below")
+    guest_ip6: str
+    gateway_ip6: str = Field(description="stands for the host, as gateway_ip does")
+    dns_ip6: str
+    router_ip6: str = Field(description="link-local; next hop of the guest's default route")
+    outbound_ip6: str
     allow_host_loopback: bool
     lifeline: str = Field(description="exit_fd, shim, pidfd, path or explicit")
     lifeline_path: str
@@ -229,6 +314,12 @@ class Network(_Reply):
             gateway_ip=spec.gateway_ip,
             dns_ip=spec.dns_ip,
             outbound_ip=spec.outbound_ip,
+            cidr6=spec.cidr6,
+            guest_ip6=spec.cidr6 and (spec.guest_ip6 or slaac_address(spec.cidr6, status.mac)),
+            gateway_ip6=spec.cidr6 and spec.gateway_ip6,
+            dns_ip6=spec.cidr6 and spec.dns_ip6,
+            router_ip6=spec.cidr6 and spec.router_ip6,
+            outbound_ip6=spec.cidr6 and spec.outbound_ip6,
             allow_host_loopback=spec.allow_host_loopback,
             lifeline=status.lifeline,
             lifeline_path=status.lifeline_path,

@@ -19,7 +19,7 @@ from netd.api import metrics, models
 from netd.api.errors import RequestRefused, invalid_body
 from netd.api.namespaces import open_namespace
 from netd.api.openapi import describe
-from netd.errors import NoSuchNetwork, NoSuchPort
+from netd.errors import InvalidSpec, NoSuchNetwork, NoSuchPort
 from netd.specs import NetworkStatus
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ async def list_ports(daemon: Daemon, request: web.Request) -> web.Response:
 async def add_port(daemon: Daemon, request: web.Request) -> web.Response:
     network = _network(daemon, request)
     wanted = await _body(request, models.PortRequest)
+    if ":" in wanted.container_ip and not network.spec.cidr6:
+        raise InvalidSpec(f"container_ip {wanted.container_ip} is IPv6, network {network.name} has none")
     status = network.add_forward(wanted.spec(), "api")
     daemon.changed(network)
     return _reply(models.Port.of(status), 201, f"/v1/networks/{network.id}/ports/{status.id}")

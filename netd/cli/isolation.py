@@ -50,13 +50,13 @@ def isolate(parent: int) -> None:
     _call("mount", _libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None))
 
 
-def use_name_server(address: str) -> None:
-    """Have /etc/resolv.conf name ``address``, in our mount namespace only; the host's search domains and options stay.
+def use_name_servers(addresses: list[str]) -> None:
+    """Have /etc/resolv.conf name these, in our mount namespace only; the host's search domains and options stay.
 
     The file lives on a tmpfs that nobody else can see: mounted over the old file's directory, bound from there to the
     old file, taken off again. Refused, OSError.
     """
-    lines = [f"nameserver {address}\n"]
+    lines = [f"nameserver {address}\n" for address in addresses]
     with open(RESOLV_CONF, encoding="utf-8", errors="replace") as old:
         lines += [line.rstrip("\n") + "\n" for line in old if line.split()[:1] in (["search"], ["domain"], ["options"])]
     target = os.path.realpath(RESOLV_CONF)

@@ -30,8 +30,10 @@ def configure_attach(parser: ArgumentParser) -> None:
     parser.add_argument("-p", "--publish", action="append", default=[], metavar="SPEC",
                         help="[[IP:][HOSTPORT]:]CONTAINERPORT[/PROTO]; may be repeated")  # fmt: skip
     parser.add_argument("--ifname", help="interface in the namespace (default tap0)")
-    parser.add_argument("--mtu", type=int, help="default 65520")
+    parser.add_argument("--mtu", type=int, help="default 65520; below 1280 there is no IPv6")
     parser.add_argument("--cidr", help="IPv4 network (default 10.0.2.0/24)")
+    parser.add_argument("--cidr6", help="IPv6 network, a /64 (default: a random unique local one)")
+    parser.add_argument("-4", "--ipv4-only", action="store_true", help="no IPv6 in there")
     parser.add_argument("--allow-host-loopback", action="store_true", help="let the gateway address reach 127.0.0.1")
     parser.add_argument("--lifeline", choices=("pidfd", "path", "explicit"), help="what ends the network")
 
@@ -43,9 +45,11 @@ def attach(args: Namespace, client: Client) -> int:
         wanted["pid"] = int(args.target)
     else:
         wanted["netns"] = os.path.abspath(args.target)
-    for key in ("ifname", "mtu", "cidr", "lifeline"):
+    for key in ("ifname", "mtu", "cidr", "cidr6", "lifeline"):
         if (value := getattr(args, key)) is not None:
             wanted[key] = value
+    if args.ipv4_only:
+        wanted["ipv6"] = False
     if args.allow_host_loopback:
         wanted["allow_host_loopback"] = True
     print(client.post("/v1/networks", wanted)["id"])
@@ -96,6 +100,7 @@ def ps(args: Namespace, client: Client) -> int:
             "NETWORK ID": lambda row: row["id"],
             "NAME": lambda row: row["name"],
             "ADDRESS": lambda row: row["guest_ip"],
+            "IPV6 ADDRESS": lambda row: row.get("guest_ip6", ""),
             "ORIGIN": lambda row: row["origin"],
             "CREATED": lambda row: ago(row["created_at"]),
             "FLOWS": lambda row: str(sum(row["flows"].values())),

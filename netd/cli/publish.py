@@ -66,6 +66,11 @@ def _range(text: str, what: str, refuse: Any) -> tuple[int, int]:
     return numbers[0], numbers[-1] - numbers[0] + 1
 
 
+def shown_host(host_ip: str) -> str:
+    """The host's address as it stands before ``:PORT``. Podman's word for every address is 0.0.0.0."""
+    return f"[{host_ip}]" if ":" in host_ip else host_ip or "0.0.0.0"
+
+
 def podman_lines(ports: Iterable[dict[str, Any]], wanted: str = "") -> list[str]:
     """What ``podman port`` prints for ``ports``: ``80/tcp -> 0.0.0.0:8080``, or addresses alone for one wanted port.
 
@@ -76,7 +81,7 @@ def podman_lines(ports: Iterable[dict[str, Any]], wanted: str = "") -> list[str]
     lines = []
     key = ("host_ip", "protocol", "host_port")
     for port in sorted(ports, key=lambda p: tuple(p[k] or "0.0.0.0" if k == "host_ip" else p[k] for k in key)):
-        host = port["host_ip"] or "0.0.0.0"
+        host = shown_host(port["host_ip"])
         for offset in range(port["range"]):
             inside, outside = port["container_port"] + offset, f"{host}:{port['host_port'] + offset}"
             if not wanted:
@@ -95,7 +100,7 @@ def summary(ports: Iterable[dict[str, Any]]) -> str:
         return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
     return ", ".join(
-        f"{port['host_ip'] or '0.0.0.0'}:{span(port['host_port'], port['range'])}"
+        f"{shown_host(port['host_ip'])}:{span(port['host_port'], port['range'])}"
         f"->{span(port['container_port'], port['range'])}/{port['protocol']}"
         for port in ports
     )

@@ -36,7 +36,8 @@ def configure_run(parser: ArgumentParser) -> None:
     parser.add_argument("-p", "--publish", action="append", default=[], metavar="SPEC",
                         help="[[IP:][HOSTPORT]:]CONTAINERPORT[/PROTO]; may be repeated")  # fmt: skip
     parser.add_argument("--name", default="", help="the network's name (default: its id)")
-    parser.add_argument("--mtu", type=int, help="default 65520")
+    parser.add_argument("-4", "--ipv4-only", action="store_true", help="no IPv6 in there")
+    parser.add_argument("--mtu", type=int, help="default 65520; below 1280 there is no IPv6")
     parser.add_argument("--allow-host-loopback", action="store_true", help="let the gateway address reach 127.0.0.1")
     parser.add_argument("command", nargs=REMAINDER, metavar="COMMAND", help="default: $SHELL")
 
@@ -48,6 +49,8 @@ def run(args: Namespace) -> int:
     wanted: dict[str, Any] = {"origin": "run", "name": args.name, "ports": parse_all(args.publish)}
     if args.mtu is not None:
         wanted["mtu"] = args.mtu
+    if args.ipv4_only:
+        wanted["ipv6"] = False
     if args.allow_host_loopback:
         wanted["allow_host_loopback"] = True
     running = _find_daemon(args.url)
@@ -76,7 +79,9 @@ def _run(words: list[str], wanted: dict[str, Any], find: Callable[[], Client]) -
         child.wait_isolated()
         client = find()
         network = client.post("/v1/networks", {**wanted, "pid": child.pid})
-        return child.run(network["dns_ip"], client.path)
+        # IPv4 first: that one answers on every host. A daemon started before an upgrade knows no other.
+        servers = [network["dns_ip"], network.get("dns_ip6", "")]
+        return child.run([address for address in servers if address], client.path)
     finally:
         child.end()
         if client is not None and network is not None:
@@ -119,14 +124,14 @@ class Child:
             stage, number = json.loads(text) if text else ("fork", 0)
             raise isolation.refusal(stage, number)
 
-    def run(self, name_server: str, socket: str) -> int:
+    def run(self, name_servers: list[str], socket: str) -> int:
         """Open the gate and wait for the end; the exit status."""
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)  # the terminal sends these to the command as well
         for number in PASSED_ON:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
-        os.write(self._gate, json.dumps([name_server, socket]).encode())
+        os.write(self._gate, json.dumps([name_servers, socket]).encode())
         os.close(self._gate)
         self._gate = -1
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -165,9 +170,9 @@ class Child:
             text = gate.read()
         if not text:
             os._exit(EXIT_FAILED)  # they have complained
-        name_server, socket = json.loads(text)
+        name_servers, socket = json.loads(text)
         try:
-            isolation.use_name_server(name_server)
+            isolation.use_name_servers(name_servers)
         except (isolation.Refused, OSError) as exc:
             print(f"warning: names may not resolve: {isolation.RESOLV_CONF}: {exc}", file=sys.stderr)
         os.environ["NETD_HOST"] = f"unix://{socket}"

@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # importing typing would cost every command 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
-_INITIALISMS = {"id", "ip", "dns", "mtu", "mac", "cidr", "api", "pid", "uid"}
+_INITIALISMS = {"id", "ip", "ip6", "dns", "mtu", "mac", "cidr", "cidr6", "api", "pid", "uid"}
 _ACTION = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _PATH = re.compile(r"\.|(\.\w+)+")
 

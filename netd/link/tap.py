@@ -6,16 +6,16 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from time import monotonic
 
-from netd.link import vnet_hdr
+from netd.wire import vnet_hdr
 
 FRAME_MAX = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
-BATCH = 64  # frames per wake-up,
-BATCH_BYTES = 384 << 10  # and bytes, so that no network starves another: a few tens of microseconds
+BATCH = 64  # frames per wake-up at most
 
 Buffer = bytes | bytearray | memoryview
 
-_pack = vnet_hdr.HEADER.pack
+_unpack = vnet_hdr.HEADER.unpack_from
 
 # One batch runs at a time in a process, and no view of it outlives its call: all networks share the buffer.
 _buffer = bytearray(vnet_hdr.SIZE + FRAME_MAX)
@@ -46,21 +46,26 @@ class Tap:
         self._skip = vnet_hdr.SIZE if vnet else 0
         self._iov = [_buffer]
 
-    def receive(self, deliver: Callable[[memoryview, bool, float], None], now: float) -> bool:
-        """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, now)``; False once the device is gone.
+    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float) -> bool:
+        """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, segment, now)``, or as many as ``turn`` seconds from
+        ``now`` allow, one at least; False once the device is gone.
 
         ``vouched``: the device says the layer-4 checksum is right or still to be completed (virtio_net.h).
+        ``segment`` > 0: several UDP datagrams of that payload size in one frame (GSO_UDP_L4).
         """
         fd, iov, skip = self.fd, self._iov, self._skip
-        readv = os.readv
+        readv, clock = os.readv, monotonic
         view, buffer = _view, _buffer
         try:
-            budget = BATCH_BYTES
+            until = now + turn
             for _ in range(BATCH):
                 size = readv(fd, iov)
-                deliver(view[skip:size], skip > 0 and buffer[0] != 0, now)
-                budget -= size
-                if budget < 0:
+                if skip:
+                    segment = _unpack(buffer)[3] if buffer[1] == vnet_hdr.GSO_UDP_L4 else 0
+                    deliver(view[skip:size], buffer[0] != 0, segment, now)
+                else:
+                    deliver(view[:size], False, 0, now)
+                if clock() > until:
                     break
         except BlockingIOError:
             return True
@@ -69,18 +74,13 @@ class Tap:
             return e.errno in (errno.EIO, errno.EINTR)
         return True
 
-    def transmit(self, header: Buffer, payload: Buffer, checksum_at: int, checksum_offset: int, gso_size: int) -> bool:
+    def transmit(self, header: Buffer, payload: Buffer) -> bool:
         """Write one frame (``stack.ports.Transmit``). False: not taken, counted in ``drops``."""
         try:
             if self._skip:
-                if checksum_at:
-                    kind = vnet_hdr.GSO_TCPV4 if gso_size else 0
-                    vnet = _pack(vnet_hdr.NEEDS_CSUM, kind, len(header), gso_size, checksum_at, checksum_offset)
-                else:
-                    vnet = vnet_hdr.PLAIN
-                os.writev(self.fd, (vnet, header, payload))
-            else:
                 os.writev(self.fd, (header, payload))
+            else:
+                os.writev(self.fd, (memoryview(header)[vnet_hdr.SIZE :], payload))
         except OSError:
             self.drops += 1
             return False

@@ -10,12 +10,13 @@ One SEQPACKET socket, made by the daemon and passed by number, carries one JSON 
 
     agent -> daemon   {"agent": 1}                                       once, when it can serve
     daemon -> agent   {"id": 7, "plan": {...}} + the namespace's fd      plan: the fields of TapPlan
-    agent -> daemon   {"id": 7, "mac": ..., "vnet_hdr": ..., "offload": ...} + the TAP's fd
+    agent -> daemon   {"id": 7, "mac": ..., "vnet_hdr": ..., "offload": ..., "uso": ..., "address6": ...,
+                       "no_ipv6": "" or why there is no address6 although it was asked for} + the TAP's fd
                       {"id": 7, "error": CODE, "message": ..., "hint": ...}         code: of netd.errors
 
 It ends when the socket closes. It ignores the terminal's signals; a child that crashes or hangs costs one request.
 
-Sources: namespaces(7), user_namespaces(7), ioctl_ns(2), rtnetlink(7).
+Sources: namespaces(7), user_namespaces(7), ioctl_ns(2), rtnetlink(7), Documentation/networking/ip-sysctl.rst.
 """
 
 from __future__ import annotations
@@ -31,16 +32,25 @@ import select
 import signal
 import socket
 import stat
-import struct
 import sys
 import traceback
 import types
 from typing import Any, NoReturn
 
 from netd.errors import AgentUnavailable, NamespaceUnavailable, NetdError, TapUnavailable
-from netd.netns.channel import MESSAGE_MAX, PROTOCOL, receive, send
+from netd.netns.channel import PROTOCOL, receive, send
 from netd.netns.plan import TapPlan
-from netd.netns.tun import identity, open_tap
+from netd.netns.rtnetlink import (
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELADDR,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    Refused,
+    Rtnetlink,
+)
+from netd.netns.tun import identity, offer_uso, open_tap
 
 CHILDREN_MAX = 16  # requests at work at once; further ones wait in the socket
 CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
@@ -49,12 +59,16 @@ CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
 NS_GET_USERNS, NS_GET_NSTYPE = 0xB701, 0xB703
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
-NLMSGHDR = struct.Struct("=IHHII")
-RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE = 16, 20, 21, 22, 24
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x100, 0x400
-IFF_UP = 0x1
-RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
+IFF_UP = 0x1  # linux/if.h
+RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1  # linux/rtnetlink.h
+IFA_F_NODAD = 0x02  # linux/if_addr.h
+IPV6_MIN_MTU = 1280  # RFC 8200 §5; on a device with less the kernel has no IPv6
+# What the kernel says to an IPv6 address where IPv6 is disabled, and where there is none.
+NO_IPV6 = {
+    errno.EACCES: "is disabled",
+    errno.EOPNOTSUPP: "is not in the kernel",
+    errno.EAFNOSUPPORT: "is not in the kernel",
+}
 
 PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
 
@@ -140,99 +154,40 @@ def _not_ours(e: OSError) -> NamespaceUnavailable:
     return NamespaceUnavailable(f"the network namespace cannot be entered: {e.strerror}")
 
 
-# --- rtnetlink -------------------------------------------------------------------------------------------------
+# --- configuration -------------------------------------------------------------------------------------------------
 
 
-class Rtnetlink:
-    """One request at a time over a plain netlink socket of this namespace; pyroute2 spells the messages."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, 0))
-        self._sequence = 0
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def change(self, what: str, kind: int, message: Any, flags: int = 0) -> None:
-        """Sends ``message`` and waits for the kernel's ACK. Raises TapUnavailable, saying what failed."""
-        self._send(kind, message, NLM_F_ACK | flags)
-        while True:
-            for sort, sequence, body in self._receive():
-                if sort == NLMSG_ERROR and sequence == self._sequence:
-                    code = -struct.unpack_from("=i", body)[0]
-                    if code:
-                        raise TapUnavailable(f"{what}: {os.strerror(code)}")
-                    return
-
-    def addresses(self, index: int) -> list[tuple[str, int]]:
-        """The IPv4 addresses of interface ``index``: (literal, prefix length)."""
-        message = ifaddrmsg()
-        message["family"] = socket.AF_INET
-        self._send(RTM_GETADDR, message, NLM_F_DUMP)
-        found: list[tuple[str, int]] = []
-        while True:
-            for sort, sequence, body in self._receive():
-                if sequence != self._sequence:
-                    continue
-                if sort in (NLMSG_DONE, NLMSG_ERROR):
-                    return found
-                # struct ifaddrmsg: family, prefixlen, flags, scope, index; IFA_LOCAL (2) among the attributes
-                _, prefix, _, _, of = struct.unpack_from("=BBBBI", body)
-                offset = 8
-                while of == index and offset + 4 <= len(body):
-                    length, attribute = struct.unpack_from("=HH", body, offset)
-                    if attribute == 2:
-                        found.append((socket.inet_ntop(socket.AF_INET, body[offset + 4 : offset + 8]), prefix))
-                    offset += max(4, (length + 3) & ~3)
-
-    def _send(self, kind: int, message: Any, flags: int) -> None:
-        self._sequence += 1
-        message["header"]["type"] = kind
-        message["header"]["flags"] = NLM_F_REQUEST | flags
-        message["header"]["sequence_number"] = self._sequence
-        message.encode()
-        self._socket.send(message.data)
-
-    def _receive(self) -> list[tuple[int, int, bytes]]:
-        data = self._socket.recv(MESSAGE_MAX)
-        found, offset = [], 0
-        while offset + NLMSGHDR.size <= len(data):
-            length, kind, _, sequence, _ = NLMSGHDR.unpack_from(data, offset)
-            found.append((kind, sequence, data[offset + NLMSGHDR.size : offset + length]))
-            offset += max(NLMSGHDR.size, (length + 3) & ~3)
-        return found
-
-
-def configure(plan: TapPlan, ifname: str, persistent: bool) -> None:
-    """lo and the TAP up, with the plan's MTU, MAC, queue, address and default route. Raises TapUnavailable.
+def configure(plan: TapPlan, ifname: str, persistent: bool, mac: str) -> tuple[str, str]:
+    """lo and the TAP up, with the plan's MTU, MAC, queue, addresses and default routes. Raises TapUnavailable.
 
     Every step replaces what is there, so a second run, on a namespace that has all this and interfaces of others,
-    ends in the same state.
+    ends in the same state. ``mac`` is the device's now. The answer is (the IPv6 address it has, "" or why it has none
+    although the plan has one).
     """
     index = socket.if_nametoindex(ifname)
     rtnl = Rtnetlink()
+    address6 = no_ipv6 = ""
     try:
         rtnl.change("lo", RTM_NEWLINK, _link(socket.if_nametoindex("lo"), up=True))
         rtnl.change(f"{ifname}: MTU {plan.mtu}", RTM_NEWLINK, _link(index, ("IFLA_MTU", plan.mtu)))
         queue = ("IFLA_TXQLEN", plan.txqueuelen)
         rtnl.change(f"{ifname}: txqueuelen {plan.txqueuelen}", RTM_NEWLINK, _link(index, queue))
         if plan.mac:
-            rtnl.change(f"{ifname}: MAC {plan.mac}", RTM_NEWLINK, _link(index, ("IFLA_ADDRESS", _mac(plan.mac))))
-        for literal in (plan.address,) if plan.address else ():
-            _address(rtnl, ifname, index, literal, persistent)
+            mac = _mac(plan.mac)
+            rtnl.change(f"{ifname}: MAC {plan.mac}", RTM_NEWLINK, _link(index, ("IFLA_ADDRESS", mac)))
+        if plan.address:
+            packed, prefix = _address(socket.AF_INET, plan.address)
+            _assign(rtnl, ifname, index, packed, prefix, persistent)
+        if plan.address6:
+            address6, no_ipv6 = _assign6(plan, rtnl, ifname, index, mac, persistent)
         rtnl.change(f"{ifname}: up", RTM_NEWLINK, _link(index, up=True))
         if plan.gateway:
-            _packed(plan.gateway)
-            route = rtmsg()
-            route["family"] = socket.AF_INET
-            route["table"], route["proto"] = RT_TABLE_MAIN, RTPROT_STATIC
-            route["scope"], route["type"] = RT_SCOPE_UNIVERSE, RTN_UNICAST
-            route["attrs"] = [("RTA_GATEWAY", plan.gateway), ("RTA_OIF", index)]
-            what = f"{ifname}: default route via {plan.gateway}"
-            rtnl.change(what, RTM_NEWROUTE, route, NLM_F_CREATE | NLM_F_REPLACE)
+            _default_route(rtnl, ifname, index, socket.AF_INET, plan.gateway)
+        if plan.gateway6 and address6:
+            _default_route(rtnl, ifname, index, socket.AF_INET6, plan.gateway6)
     finally:
         rtnl.close()
+    return address6, no_ipv6
 
 
 def _link(index: int, *attributes: tuple[str, Any], up: bool = False) -> Any:
@@ -244,39 +199,112 @@ def _link(index: int, *attributes: tuple[str, Any], up: bool = False) -> Any:
     return message
 
 
-def _address(rtnl: Rtnetlink, ifname: str, index: int, literal: str, persistent: bool) -> None:
-    address, _, length = literal.partition("/")
-    packed = int.from_bytes(_packed(address), "big")
-    if not (length.isascii() and length.isdigit() and int(length) <= 32):
-        raise TapUnavailable(f"{literal!r} is not an IPv4 address with its prefix length")
-    prefix = int(length)
-    host_bits = (1 << (32 - prefix)) - 1
+def _default_route(rtnl: Rtnetlink, ifname: str, index: int, family: int, gateway: str) -> None:
+    _packed(family, gateway)
+    route = rtmsg()
+    route["family"] = family
+    route["table"], route["proto"] = RT_TABLE_MAIN, RTPROT_STATIC
+    route["scope"], route["type"] = RT_SCOPE_UNIVERSE, RTN_UNICAST
+    route["attrs"] = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+    rtnl.change(f"{ifname}: default route via {gateway}", RTM_NEWROUTE, route, NLM_F_CREATE | NLM_F_REPLACE)
 
-    def message(local: str, prefix: int) -> Any:
+
+def _assign6(plan: TapPlan, rtnl: Rtnetlink, ifname: str, index: int, mac: str, persistent: bool) -> tuple[str, str]:
+    """The plan's IPv6 address and the link-local one, usable as soon as the device is up: (the address, why none).
+
+    Called before the device comes up: it then finds its link-local address there and makes none that would have to
+    pass duplicate address detection first (addrconf_add_linklocal() in net/ipv6/addrconf.c). No sysctl is needed for
+    that; /proc/sys may be read-only.
+    """
+    packed, prefix = _address(socket.AF_INET6, plan.address6)
+    if prefix < 128 and int.from_bytes(packed, "big") & ((1 << (128 - prefix)) - 1) == 0:  # a network
+        if prefix != 64:  # RFC 4291 §2.5.1
+            raise TapUnavailable(f"{plan.address6!r} is a network whose prefix length is not 64")
+        packed = packed[:8] + eui64(mac)
+    if plan.mtu < IPV6_MIN_MTU:
+        return "", f"MTU {plan.mtu} is less than IPv6's minimum of {IPV6_MIN_MTU}"
+    for name in ("lo", ifname):  # without lo nothing in there can talk to the TAP's own address
+        if _sysctl(name, "disable_ipv6") == "1":
+            _sysctl(name, "disable_ipv6", "0")
+    # What the router advertises is what the plan says: SLAAC could add no more than a second, unplanned address.
+    _sysctl(ifname, "autoconf", "0")
+    try:
+        _assign(rtnl, ifname, index, b"\xfe\x80" + bytes(6) + eui64(mac), 64, persistent)
+        _assign(rtnl, ifname, index, packed, prefix, persistent)
+    except Refused as e:
+        if e.number not in NO_IPV6:
+            raise
+        return "", f"IPv6 {NO_IPV6[e.number]}"
+    return f"{socket.inet_ntop(socket.AF_INET6, packed)}/{prefix}", ""
+
+
+def _sysctl(ifname: str, key: str, value: str = "") -> str:
+    """net.ipv6.conf.IFNAME.KEY of this namespace, set to ``value`` before unless that is ""; "" if it cannot be."""
+    path = f"/proc/sys/net/ipv6/conf/{ifname}/{key}"
+    try:
+        if value:
+            with open(path, "w") as file:
+                file.write(value)
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:  # no IPv6 in this kernel, a read-only /proc/sys, none
+        return ""
+
+
+def _assign(rtnl: Rtnetlink, ifname: str, index: int, packed: bytes, prefix: int, persistent: bool) -> None:
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    number = int.from_bytes(packed, "big")
+    host_bits = (1 << (8 * len(packed) - prefix)) - 1
+
+    def message(address: bytes, prefix: int) -> Any:
+        literal = socket.inet_ntop(family, address)
         message = ifaddrmsg()
-        message["family"], message["prefixlen"], message["index"] = socket.AF_INET, prefix, index
+        message["family"], message["prefixlen"], message["index"] = family, prefix, index
         message["scope"] = RT_SCOPE_UNIVERSE
-        message["attrs"] = [("IFA_LOCAL", local), ("IFA_ADDRESS", local)]
+        message["attrs"] = [("IFA_LOCAL", literal), ("IFA_ADDRESS", literal)]
         return message
 
     if persistent:
-        # An address of an earlier plan within our network would be preferred as source.
-        for other, length_there in rtnl.addresses(index):
-            inside = (int.from_bytes(_packed(other), "big") ^ packed) & ~host_bits == 0
-            if inside and (other, length_there) != (address, prefix):
-                rtnl.change(f"{ifname}: old address {other}", RTM_DELADDR, message(other, length_there))
-    new = message(address, prefix)
-    if prefix < 31:  # RFC 3021: a /31 has no broadcast address
-        broadcast = socket.inet_ntop(socket.AF_INET, (packed | host_bits).to_bytes(4, "big"))
+        # An address of an earlier plan within our network would be preferred as source; one that is still, or will
+        # never be done with, duplicate address detection is not to be had by replacing it.
+        for there in rtnl.addresses(family, index):
+            inside = (int.from_bytes(there.packed, "big") ^ number) & ~host_bits == 0
+            if inside and ((there.packed, there.prefix) != (packed, prefix) or not there.usable):
+                literal = socket.inet_ntop(family, there.packed)
+                rtnl.change(f"{ifname}: old address {literal}", RTM_DELADDR, message(there.packed, there.prefix))
+    new = message(packed, prefix)
+    if family == socket.AF_INET6:
+        new["flags"] = IFA_F_NODAD
+    elif prefix < 31:  # RFC 3021: a /31 has no broadcast address
+        broadcast = socket.inet_ntop(socket.AF_INET, (number | host_bits).to_bytes(4, "big"))
         new["attrs"].append(("IFA_BROADCAST", broadcast))
-    rtnl.change(f"{ifname}: address {literal}", RTM_NEWADDR, new, NLM_F_CREATE | NLM_F_REPLACE)
+    what = f"{ifname}: address {socket.inet_ntop(family, packed)}/{prefix}"
+    rtnl.change(what, RTM_NEWADDR, new, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def _packed(address: str) -> bytes:
+def _address(family: int, literal: str) -> tuple[bytes, int]:
+    """``10.0.2.100/24`` or ``fd00::5/64`` in bytes. Raises TapUnavailable."""
+    address, _, length = literal.partition("/")
+    packed = _packed(family, address)
+    if not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= 8 * len(packed)):
+        raise TapUnavailable(f"{literal!r} is not an {_VERSIONS[family]} address with its prefix length")
+    return packed, int(length)
+
+
+_VERSIONS: dict[int, str] = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
+
+
+def _packed(family: int, address: str) -> bytes:
     try:
-        return socket.inet_pton(socket.AF_INET, address)
-    except OSError as e:
-        raise TapUnavailable(f"{address!r} is not an IPv4 address") from e
+        return socket.inet_pton(family, address)
+    except (OSError, ValueError) as e:
+        raise TapUnavailable(f"{address!r} is not an {_VERSIONS[family]} address") from e
+
+
+def eui64(mac: str) -> bytes:
+    """The interface identifier that SLAAC makes of a MAC: ff:fe in its middle, the u bit turned (RFC 4291, app. A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return bytes((octets[0] ^ 0x02, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
 
 
 def _mac(text: str) -> str:
@@ -293,15 +321,18 @@ def serve(netns_fd: int, plan: TapPlan) -> tuple[dict[str, Any], int]:
     """All of one request, in the child: (reply, TAP fd). Raises NamespaceUnavailable, TapUnavailable."""
     enter(netns_fd)
     fd, vnet_hdr, offload = open_tap(plan)
+    address6 = no_ipv6 = ""
     try:
+        uso = plan.uso and offload and offer_uso(fd)
         name, persistent, mac = identity(fd)
         if plan.configure:
-            configure(plan, name, persistent)
+            address6, no_ipv6 = configure(plan, name, persistent, mac)
             _, _, mac = identity(fd)
     except BaseException:
         os.close(fd)  # so that the TAP is gone before the caller hears of it
         raise
-    return {"mac": mac, "vnet_hdr": vnet_hdr, "offload": offload}, fd
+    features = {"vnet_hdr": vnet_hdr, "offload": offload, "uso": uso}
+    return {"mac": mac, **features, "address6": address6, "no_ipv6": no_ipv6}, fd
 
 
 def answer(channel: socket.socket, reply: dict[str, Any], fd: int = -1) -> None:

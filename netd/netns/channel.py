@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import socket
 
-PROTOCOL = 1  # goes up with every change of the messages: a running daemon may start a newer agent
+PROTOCOL = 2  # goes up with every change of the messages: a running daemon may start a newer agent
 MESSAGE_MAX = 65536
 FDS_MAX = 4  # room for more than is due, so that what is not due is seen, and closed
 

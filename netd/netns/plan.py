@@ -16,8 +16,9 @@ class TapPlan:
     address: str = ""  # "10.0.2.100/24"
     gateway: str = ""  # default route via this address
     address6: str = ""  # "fd00::5/64"; a network ("fd00::/64") is completed with the EUI-64 of the MAC
-    gateway6: str = ""  # IPv6 default route via this address, mostly a link-local one
-    offload: bool = True  # ask for IFF_VNET_HDR with TUN_F_CSUM|TSO4|TSO6, and USO4|USO6 where the kernel has them
+    gateway6: str = ""  # with address6: IPv6 default route via this address, mostly a link-local one
+    offload: bool = True  # ask for IFF_VNET_HDR with TUN_F_CSUM|TSO4|TSO6
+    uso: bool = False  # with offload: ask for USO4|USO6 as well, for a stack that takes UDP super-frames
     txqueuelen: int = 10000  # frames the device queues for us (DESIGN §1.10)
 
 
@@ -30,3 +31,4 @@ class OpenTap:
     vnet_hdr: bool  # each frame is preceded by a struct virtio_net_hdr of 10 bytes
     offload: bool  # TUNSETOFFLOAD took CSUM and TSO4
     uso: bool = False  # and USO4|USO6: UDP super-frames both ways (Linux 6.2)
+    address6: str = ""  # "fd00::5/64": what it really has; "" is none, by plan or because there is no IPv6 in there

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -33,6 +34,8 @@ BATCH = 64  # messages read per turn of the loop
 
 # What the service manager tells the daemon is not for its child.
 PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+logger = logging.getLogger(__name__)
 
 _ERRORS: dict[str, type[NetdError]] = {e.code: e for e in (NamespaceUnavailable, TapUnavailable, AgentUnavailable)}
 
@@ -234,7 +237,9 @@ class _Life:
             answer.set_exception(TapUnavailable("no free file descriptor for the TAP", "raise LimitNOFILE"))
             answer.exception()
         else:
-            tap = OpenTap(fds[0], reply["mac"], reply["vnet_hdr"], reply["offload"])
+            tap = OpenTap(fds[0], reply["mac"], reply["vnet_hdr"], reply["offload"], reply["uso"], reply["address6"])
+            if reply["no_ipv6"]:
+                logger.warning("a namespace goes without IPv6: %s", reply["no_ipv6"])
             answer.set_result(tap)
             del fds[0]
 

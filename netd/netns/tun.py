@@ -22,7 +22,7 @@ BUSY_PAUSE = 0.005
 # linux/if_tun.h, in the encoding of asm-generic/ioctl.h (x86, arm, riscv, s390, loongarch).
 TUNSETIFF, TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x800454D2, 0x400454D8
 IFF_TAP, IFF_PERSIST, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0800, 0x1000, 0x4000
-TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 0x01, 0x02, 0x04
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 VNET_HDR_SIZE = 10  # struct virtio_net_hdr, without num_buffers
 SIOCGIFHWADDR = 0x8927
 IFREQ = struct.Struct("16sH22x")  # struct ifreq with ifr_flags
@@ -79,6 +79,18 @@ def open_tap(plan: TapPlan) -> tuple[int, bool, bool]:
         os.close(fd)
         raise
     return fd, False, False
+
+
+def offer_uso(fd: int) -> bool:
+    """UDP super-frames besides what ``open_tap`` has agreed on (Linux 6.2, both families or none); did it take that?
+
+    A kernel that knows the flags not says EINVAL and keeps what was set before (set_offload()).
+    """
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6)
+    except OSError:
+        return False
+    return True
 
 
 def attach(fd: int, ifname: str, flags: int) -> None:

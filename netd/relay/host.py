@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
+from netd.relay.errqueue import REASONS
+from netd.relay.outbox import outbox
 from netd.relay.resolver import Resolver
-from netd.relay.stream import Stream
+from netd.relay.sockaddr import resolve, sockaddr
+from netd.relay.stream import Address, Pace, Stream
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
 from netd.wire import dns
@@ -23,37 +27,56 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. ``flush`` is called after every event of a host socket."""
+    """One network's way out. ``flush`` is called after every event of a host socket; ``source`` and ``source6`` are the
+    addresses that sockets are bound to, "" leaves the choice to the kernel."""
 
     udp: UdpTable
     resolver: Resolver
+    pace: Pace
 
     def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], source: str
+        self,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+        flush: Callable[[], None],
+        source: str,
+        source6: str = "",
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._flush = flush
-        self._source = source
+        self._source, self._source6 = source, source6
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
 
+    def flush(self) -> None:
+        """Call after each batch of frames: what was gathered goes out."""
+        if outbox.flow is not None:
+            outbox.flush()
+
+    def _source_for(self, ip: bytes) -> str:
+        return self._source if len(ip) == 4 else self._source6
+
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
-        return Stream(self._loop, self._clock, self._flush, sock)
+        return Stream(self._loop, self._clock, self._flush, self.pace, sock)
 
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
         """To ``ip``:``port``."""
         stream = self.new_stream(None)
         stream.connection = connection
-        stream.connect([(socket.inet_ntoa(ip), port)], self._source)
+        stream.connect([sockaddr(ip, port)[:2]], (self._source, self._source6))
         return stream
 
     def connect_resolver(self, connection: GuestStream) -> Stream:
         """To a name server; a dead one is followed by the next."""
         stream = self.new_stream(None)
         stream.connection = connection
-        stream.connect([(address, dns.PORT) for address in self.resolver.servers()], self._source)
+        addresses = []
+        for server in self.resolver.servers():
+            with contextlib.suppress(OSError):  # a zone that is gone
+                addresses.append(resolve(server, dns.PORT))
+        stream.connect(cast("list[Address]", addresses), (self._source, self._source6))
         return stream
 
     def open_datagrams(self, flow: UdpFlow) -> Datagrams | None:
@@ -69,7 +92,7 @@ class HostNetwork:
                     self.udp,
                     flow.guest,
                     flow.guest_port,
-                    self._source,
+                    self._source_for(flow.guest),
                     self._forget_endpoint,
                 )
             except OSError as e:
@@ -91,7 +114,7 @@ class HostNetwork:
     def open_echo(self, flow: EchoFlow) -> Echo | int:
         """A ping socket, or why not."""
         try:
-            return Echo(self._loop, flow, self._source)
+            return Echo(self._loop, flow, self._source_for(flow.remote))
         except PermissionError:
             if not self._told_ping:
                 self._told_ping = True
@@ -100,11 +123,12 @@ class HostNetwork:
                     " (as root: sysctl -w net.ipv4.ping_group_range='0 2147483647')"
                 )
             return ADMIN_PROHIBITED
-        except OSError:
-            return HOST_UNREACHABLE
+        except OSError as e:
+            return REASONS.get(e.errno or 0, HOST_UNREACHABLE)
 
     def close(self) -> None:
         """The network ends."""
+        outbox.flush()
         self.resolver.close()
         for endpoint in list(self._endpoints.values()):
             endpoint.close()

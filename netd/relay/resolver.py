@@ -16,6 +16,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
+from netd.relay.sockaddr import resolve
 from netd.wire import dns
 
 RESOLV_CONF_SECONDS = 1.0  # how often the file is looked at, at most
@@ -51,9 +52,17 @@ class Forwarding(Protocol):
 class NameServers:
     """The servers of a resolv.conf, re-read when the file changes. Shared by all networks."""
 
-    def __init__(self, path: str, parse: Callable[[str], list[str]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str,
+        parse: Callable[[str], list[str]],
+        clock: Callable[[], float],
+        parse_search: Callable[[str], list[str]] | None = None,
+    ) -> None:
         self._path = path
         self._parse = parse
+        self._parse_search = parse_search
+        self._search: list[str] = []
         self._clock = clock
         self._checked = float("-inf")
         self._identity: tuple[int, ...] = ()
@@ -71,11 +80,18 @@ class NameServers:
                 identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
                 if identity != self._identity:
                     with open(self._path, encoding="utf-8", errors="replace") as file:
-                        self._servers = [s for s in self._parse(file.read(_MAX_RESOLV_CONF)) if _is_address(s)]
+                        text = file.read(_MAX_RESOLV_CONF)
+                    self._servers = [s for s in self._parse(text) if _is_address(s)]
+                    self._search = self._parse_search(text) if self._parse_search is not None else []
                     self._identity = identity
             except OSError:
-                self._servers, self._identity = [], ()
+                self._servers, self._search, self._identity = [], [], ()
         return self._servers
+
+    def search(self) -> list[str]:
+        """The domains that names are tried in."""
+        self.current()
+        return self._search
 
 
 def _is_address(text: str) -> bool:
@@ -94,13 +110,13 @@ class Query:
         loop: AbstractEventLoop,
         transaction: Transaction,
         seconds: float,
-        source: str,
+        sources: tuple[str, str],
         done: Callable[[Query, bool], None],
     ) -> None:
         self._loop = loop
         self.transaction = transaction
         self._seconds = seconds
-        self._source = source
+        self._sources = sources
         self._done = done
         self._sock: socket.socket | None = None
         self._timer: TimerHandle | None = None
@@ -113,16 +129,19 @@ class Query:
             return
         while True:
             address = transaction.servers[transaction.server]
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            six = ":" in address
+            family = socket.AF_INET6 if six else socket.AF_INET
             try:
                 sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            except OSError:
+            except OSError as e:
+                if e.errno == errno.EAFNOSUPPORT and transaction.next_server():
+                    continue  # a host without IPv6
                 self._finish(False)
                 return
             try:
-                if self._source and family == socket.AF_INET and not address.startswith("127."):
-                    sock.bind((self._source, 0))
-                sock.connect((address, dns.PORT))
+                if self._sources[six] and not address.startswith("127.") and address != "::1":
+                    sock.bind((self._sources[six], 0))
+                sock.connect(resolve(address, dns.PORT))
                 sock.send(transaction.message())
             except OSError:
                 sock.close()
@@ -193,12 +212,13 @@ class Resolver:
         name_servers: NameServers,
         counters: DnsCounters,
         source: str,
+        source6: str = "",
     ) -> None:
         self._loop = loop
         self._forwarding = forwarding
         self._name_servers = name_servers
         self._counters = counters
-        self._source = source
+        self._sources = (source, source6)
         self._queries: set[Query] = set()
 
     def servers(self) -> list[str]:
@@ -213,7 +233,7 @@ class Resolver:
             return
         counters.dns_queries += 1
         transaction = forwarding.Transaction(message, secrets.randbits(16), list(self.servers()), reply)
-        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._source, self._on_done)
+        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._sources, self._on_done)
         self._queries.add(query)
         query.ask()
 

@@ -10,10 +10,10 @@ import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
+from typing import Protocol
 
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-PULL_BYTES = 384 << 10  # read from one socket per wake-up, so that no flow starves another
 KEEPALIVE_SECONDS = 7200
 TRY_SECONDS = 2.0  # for one address to connect, where there is another one to try
 
@@ -27,27 +27,37 @@ _REFUSALS = {
     errno.EHOSTDOWN: HOST_UNREACHABLE,
     errno.ENETUNREACH: NET_UNREACHABLE,
     errno.ENETDOWN: NET_UNREACHABLE,
+    errno.EADDRNOTAVAIL: NET_UNREACHABLE,
+    errno.EAFNOSUPPORT: NET_UNREACHABLE,
     errno.EACCES: ADMIN_PROHIBITED,
     errno.EPERM: ADMIN_PROHIBITED,
 }
 
 Address = tuple[str, int]
+Sources = tuple[str, str]  # the address outgoing sockets are bound to, IPv4's and IPv6's; "" leaves it to the kernel
 
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: leave the port to connect
 
 
-def open_stream_socket(address: Address, source: str) -> socket.socket:
-    """A non-blocking TCP socket for ``address``, bound to ``source`` where given. OSError."""
+def open_stream_socket(address: Address, sources: Sources) -> socket.socket:
+    """A non-blocking TCP socket for ``address``, bound to the source of its family where given. OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        if source and family == socket.AF_INET:
+        source = sources[family == socket.AF_INET6]
+        if source:
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
     except OSError:
         sock.close()
         raise
     return sock
+
+
+class Pace(Protocol):
+    """For how many seconds to read on from one socket while others wait."""
+
+    turn: float
 
 
 class Stream:
@@ -58,6 +68,7 @@ class Stream:
         "_closed",
         "_flush",
         "_loop",
+        "_pace",
         "_reading",
         "_trying",
         "_writing",
@@ -69,11 +80,17 @@ class Stream:
     connection: GuestStream
 
     def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], sock: socket.socket | None
+        self,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+        flush: Callable[[], None],
+        pace: Pace,
+        sock: socket.socket | None,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._flush = flush  # after every event: timers, pending ACKs
+        self._pace = pace
         self.sock = sock
         self._reading = self._writing = self._closed = False
         self._trying: TimerHandle | None = None
@@ -89,17 +106,17 @@ class Stream:
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
-    def connect(self, addresses: list[Address], source: str) -> None:
+    def connect(self, addresses: list[Address], sources: Sources) -> None:
         """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within."""
-        self._loop.call_soon(self._next_address, addresses, source, errno.ENETUNREACH)
+        self._loop.call_soon(self._next_address, addresses, sources, errno.ENETUNREACH)
 
-    def _next_address(self, addresses: list[Address], source: str, error: int) -> None:
+    def _next_address(self, addresses: list[Address], sources: Sources, error: int) -> None:
         if self._closed:
             return  # the guest gave up meanwhile
         while addresses:
             address, addresses = addresses[0], addresses[1:]
             try:
-                sock = open_stream_socket(address, source)
+                sock = open_stream_socket(address, sources)
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
@@ -114,15 +131,15 @@ class Stream:
             if error in _PROGRESS:
                 self.sock = sock
                 self._writing = True
-                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, source)
+                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, sources)
                 if addresses:
-                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, source)
+                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, sources)
                 return
             sock.close()
         self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
         self._flush()
 
-    def _on_connect(self, addresses: list[Address], source: str) -> None:
+    def _on_connect(self, addresses: list[Address], sources: Sources) -> None:
         sock = self.sock
         if sock is None:
             return
@@ -132,18 +149,18 @@ class Stream:
         if error:
             sock.close()
             self.sock = None
-            self._next_address(addresses, source, error)
+            self._next_address(addresses, sources, error)
         else:
             self._connected()
 
-    def _give_up(self, addresses: list[Address], source: str) -> None:
+    def _give_up(self, addresses: list[Address], sources: Sources) -> None:
         """Silence: on to the next address."""
         self._trying = None
         sock, self.sock = self.sock, None
         if sock is not None:
             self._stop_writing(sock)
             sock.close()
-            self._next_address(addresses, source, errno.ETIMEDOUT)
+            self._next_address(addresses, sources, errno.ETIMEDOUT)
 
     def _stop_trying(self) -> None:
         if self._trying is not None:
@@ -208,7 +225,8 @@ class Stream:
         sock = self.sock
         if sock is None:
             return
-        budget = PULL_BYTES
+        clock = self._clock
+        until = clock() + self._pace.turn
         recv, room_of, deliver = sock.recv, connection.room, connection.from_host
         while True:
             room = room_of()
@@ -229,8 +247,7 @@ class Stream:
                 connection.host_eof(now)
                 return
             deliver(data, now)
-            budget -= size
-            if budget <= 0 or size < room:
+            if size < room or clock() > until:
                 break
         if not self._reading and self.sock is not None:
             self._reading = True

@@ -1,34 +1,35 @@
 """A published UDP port: datagrams of any client to the guest, and the guest's answers back from the same address.
 
-The local address a client used is remembered with its flow and used as the source of the answers (IP_PKTINFO, ip(7)),
-so that a wildcard listener works on a host with several addresses.
+The local address a client used is remembered with its flow and used as the source of the answers (IP_PKTINFO, ip(7);
+IPV6_PKTINFO, RFC 3542 §6), so that a wildcard listener works on a host with several addresses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from netd.relay.sockaddr import packed
+from netd.relay.udp_socket import BATCH, BATCH_BYTES, SOL_UDP, UDP_GRO, UdpSocket, buffers, view
 from netd.stack.flow import UdpFlow
-from netd.stack.ports import Buffer
 
 if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
-BATCH = 32
-_IN_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
-_SPACE = socket.CMSG_SPACE(_IN_PKTINFO.size)
+# linux/in.h, linux/in6.h
 IP_PKTINFO = 8
-_SO_BUFFER = 1 << 20
+IPV6_RECVPKTINFO, IPV6_PKTINFO = 49, 50
+_IN_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
+_IN6_PKTINFO = struct.Struct("=16si")  # struct in6_pktinfo: local address, ifindex
+_INT = struct.Struct("=i")
+_SPACE = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(_INT.size)
 
-_buffer = bytearray(65535)
-_view = memoryview(_buffer)
 
-
-class UdpListener:
+class UdpListener(UdpSocket):
     """Owns ``sock``. Clients' flows live in the table, this is their host side (``stack.ports.HostDatagrams``)."""
 
     def __init__(
@@ -41,56 +42,74 @@ class UdpListener:
         guest: bytes,
         port: int,
     ) -> None:
-        self._loop = loop
-        self._clock = clock
-        self._flush = flush  # after every event: the timer of a new flow
-        self._table = table
-        self._sock: socket.socket | None = sock
         self._guest, self._port = guest, port
-        self._flows: dict[tuple[str, int], UdpFlow] = {}
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_BUFFER)
-        loop.add_reader(sock.fileno(), self._on_readable)
+        self._control: list[Any] = []  # of the datagram before, and what it says
+        self._source: tuple[Any, ...] = ()
+        self._segment = 0
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        with contextlib.suppress(OSError):  # a kernel before 5.0
+            sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+        super().__init__(loop, clock, flush, table, sock)
 
     def __len__(self) -> int:
         return len(self._flows)
 
-    def _on_readable(self) -> None:
-        self._receive()
-        self._flush()
-
     def _receive(self) -> None:
         now = self._clock()
-        for _ in range(BATCH):
+        budget = BATCH_BYTES
+        for turn in range(BATCH):
             sock = self._sock
             if sock is None:
                 return
             try:
-                size, ancillary, _, client = sock.recvmsg_into([_buffer], _SPACE)
+                size, control, _, client = sock.recvmsg_into(buffers, _SPACE)
             except BlockingIOError:
+                if not turn:
+                    self._read_errors(sock)
                 return
             except OSError:
-                continue  # an earlier answer could not be delivered
+                self._read_errors(sock)
+                continue
+            if control != self._control:
+                self._note(control)
             flow = self._flows.get(client)
             if flow is None:
-                ip, port = client
-                flow = self._table.from_forward(self._guest, self._port, socket.inet_aton(ip), port, self, now)
+                ip = packed(client[0])
+                flow = self._table.from_forward(self._guest, self._port, ip, client[1], self, now)
                 self._flows[client] = flow
-            flow.address = (client, _source(ancillary))
+                flow.address = (client, self._source)
+            elif flow.address[1] is not self._source:
+                flow.address = (client, self._source)
             flow.deadline = now + flow.idle
-            flow.to_guest(_view[:size])
+            flow.to_guest(view[:size], self._segment)
+            budget -= size
+            if budget < 0:
+                return
+
+    def _note(self, control: list[tuple[int, int, bytes]]) -> None:
+        """The size of the datagrams in a run (UDP_GRO), and what sends from the address the client wrote to."""
+        self._control = control
+        self._segment = 0
+        source: tuple[Any, ...] = ()
+        for level, kind, data in control:
+            if level == SOL_UDP:
+                (self._segment,) = _INT.unpack_from(data)
+            elif level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+                _, local, _ = _IN_PKTINFO.unpack_from(data)
+                source = ((socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, local, bytes(4))),)
+            elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
+                local, interface = _IN6_PKTINFO.unpack_from(data)
+                if not (local[0] == 0xFE and local[1] & 0xC0 == 0x80):
+                    interface = 0  # the answer may take another way, unless its address is that link's only
+                source = ((socket.IPPROTO_IPV6, IPV6_PKTINFO, _IN6_PKTINFO.pack(local, interface)),)
+        if source != self._source:
+            self._source = source
 
     def adopt(self, flow: UdpFlow) -> None:
-        """Nothing to do: ``_on_readable`` knows its flows."""
-
-    def send(self, flow: UdpFlow, payload: Buffer) -> None:
-        """The guest answers a client."""
-        if self._sock is not None and flow.address is not None:
-            client, source = flow.address
-            try:
-                self._sock.sendmsg([payload], source, 0, client)
-            except OSError:
-                self._table.counters.drop_udp_host += 1
+        """Nothing to do: ``_receive`` knows its flows."""
 
     def release(self, flow: UdpFlow) -> None:
         """A client's flow is over."""
@@ -101,16 +120,4 @@ class UdpListener:
         """Unpublish. Unlike a TCP connection a UDP peer cannot outlive the socket, so its flows end, too."""
         for flow in list(self._flows.values()):
             self._table.expire(flow)
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._loop.remove_reader(sock.fileno())
-            sock.close()
-
-
-def _source(ancillary: list[tuple[int, int, bytes]]) -> list[Any]:
-    """The control message that sends from the address the client wrote to."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= _IN_PKTINFO.size:
-            _, local, _ = _IN_PKTINFO.unpack_from(data)
-            return [(socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, local, bytes(4)))]
-    return []
+        super().close()

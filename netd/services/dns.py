@@ -13,6 +13,7 @@ from netd.wire import dns
 
 TRY_SECONDS = 2.0
 MAX_TRANSACTIONS = 512
+MAX_SEARCH = 6  # MAXDNSRCH of older C libraries
 MAX_SERVERS = 3  # MAXNS, resolv.conf(5)
 
 
@@ -68,6 +69,16 @@ def acceptable(query: bytes) -> bool:
         return False
     _, flags, qdcount, _, _, _ = dns.HEADER.unpack_from(query)
     return not flags & dns.QR and qdcount == 1 and dns.question_end(query) > 0
+
+
+def search_in(resolv_conf: str) -> list[str]:
+    """The search list of resolv.conf(5): the last ``search`` or ``domain`` line."""
+    found: list[str] = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if words and words[0] in ("search", "domain"):
+            found = words[1:]
+    return found[:MAX_SEARCH]
 
 
 def servers_in(resolv_conf: str) -> list[str]:

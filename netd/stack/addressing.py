@@ -1,9 +1,10 @@
-"""Who is who on the link: the addresses of one network as bytes."""
+"""Who is who on the link: the addresses of one network as bytes, 4 for IPv4, 16 for IPv6."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from netd.wire import ipv6
 from netd.wire.ethernet import BROADCAST
 
 LOOPBACK = b"\x7f\x00\x00\x01"
@@ -11,7 +12,7 @@ LOOPBACK = b"\x7f\x00\x00\x01"
 
 @dataclass(frozen=True, slots=True)
 class Addressing:
-    """IPv4 addresses (4 bytes) and MACs (6 bytes) of one network; ``dns`` is empty where there is none."""
+    """Addresses and MACs of one network; ``dns`` and ``dns6`` are empty where there is none, and all of IPv6 may be."""
 
     guest: bytes
     gateway: bytes
@@ -21,6 +22,12 @@ class Addressing:
     gateway_mac: bytes
     dns_mac: bytes
     guest_mac: bytes = BROADCAST  # until the guest has spoken, where the agent could not tell
+    guest6: bytes = b""
+    gateway6: bytes = b""  # stands for the host, as ``gateway`` does
+    dns6: bytes = b""
+    router6: bytes = b""  # our link-local address, which advertises the prefix
+    network6: int = 0
+    mask6: int = 0
 
     @property
     def broadcast(self) -> bytes:
@@ -28,15 +35,53 @@ class Addressing:
         return (self.network | ~self.mask & 0xFFFFFFFF).to_bytes(4, "big")
 
     def on_link(self, ip: bytes) -> bool:
-        """True if ``ip`` is in the guest's own subnet."""
-        return int.from_bytes(ip, "big") & self.mask == self.network
+        """True if ``ip`` is in the guest's own subnet, or link-local in IPv6."""
+        if len(ip) == 4:
+            return int.from_bytes(ip, "big") & self.mask == self.network
+        if not self.gateway6:
+            return False
+        return int.from_bytes(ip, "big") & self.mask6 == self.network6 or is_link_local(ip)
+
+    def ours(self, ip: bytes) -> bool:
+        """True for an address that this side of the link has."""
+        return bool(ip) and ip in (self.gateway, self.dns, self.gateway6, self.dns6, self.router6)
+
+    def may_be_guest(self, ip: bytes) -> bool:
+        """Whether the guest may have that address: of the link, none of ours, and no broadcast address."""
+        return self.on_link(ip) and not self.ours(ip) and (ip != self.broadcast or ip == self.guest)
+
+    def gateway_of(self, family: int) -> bytes:
+        """The gateway for addresses of that length; b"" where there is none."""
+        return self.gateway if family == 4 else self.gateway6
+
+    def mac_of(self, ip: bytes) -> bytes:
+        """The MAC that frames from ``ip`` come from."""
+        return self.dns_mac if ip and ip in (self.dns, self.dns6) else self.gateway_mac
 
 
 def is_loopback(ip: bytes) -> bool:
-    """127.0.0.0/8 (RFC 1122 §3.2.1.3)."""
-    return ip[0] == 127
+    """127.0.0.0/8 (RFC 1122 §3.2.1.3), ::1."""
+    return ip[0] == 127 if len(ip) == 4 else ip == ipv6.LOOPBACK
+
+
+def is_link_local(ip: bytes) -> bool:
+    """fe80::/10 (RFC 4291 §2.5.6)."""
+    return ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
 
 
 def is_group(ip: bytes) -> bool:
-    """Multicast, class E and the limited broadcast address (RFC 1112, RFC 919)."""
-    return ip[0] >= 224
+    """Multicast, and in IPv4 class E and the limited broadcast address (RFC 1112, RFC 919, RFC 4291 §2.7)."""
+    return ip[0] >= 224 if len(ip) == 4 else ip[0] == 0xFF
+
+
+def is_nowhere(ip: bytes) -> bool:
+    """Not an address anybody can be reached at: 0.0.0.0/8; ::, and IPv4 addresses in IPv6's clothes, which a host's
+    socket would take for IPv4 and so for its own loopback (RFC 4291 §2.5.5)."""
+    if len(ip) == 4:
+        return ip[0] == 0
+    return ip[:10] == bytes(10) and (ip[10:12] in (b"\x00\x00", b"\xff\xff")) and ip != ipv6.LOOPBACK
+
+
+def is_remote(ip: bytes) -> bool:
+    """An address that somebody beyond this machine may have."""
+    return not (is_group(ip) or is_loopback(ip) or is_nowhere(ip))

@@ -14,7 +14,7 @@ def answer(addressing: Addressing, neighbors: Neighbors, packet: memoryview) -> 
         return None
     if spa in (addressing.gateway, addressing.dns):
         return None  # our own addresses are not the guest's to claim
-    if any(spa):
+    if addressing.may_be_guest(spa):
         neighbors.learn(spa, sha)
     if oper != arp.REQUEST:
         return None

@@ -7,12 +7,14 @@ class Counters:
     """Plain integers, incremented in place by the rooms of the packet path. rx is from the guest, tx to the guest."""
 
     __slots__ = (
+        "dhcp_answered",
         "dns_dropped",
         "dns_failed",
         "dns_queries",
         "drop_arp",
         "drop_bad_checksum",
         "drop_bad_header",
+        "drop_dhcp",
         "drop_echo_limit",
         "drop_echo_refused",
         "drop_ethertype",
@@ -21,15 +23,16 @@ class Counters:
         "drop_icmp",
         "drop_link",
         "drop_martian",
+        "drop_ndp",
         "drop_protocol",
         "drop_short",
         "drop_tcp_memory",
         "drop_tcp_out_of_order",
         "drop_tcp_out_of_window",
         "drop_tcp_stray",
+        "drop_too_big",
         "drop_udp_host",
-        "drop_udp_limit",
-        "drop_udp_too_big",
+        "reassembled",
         "rx_bytes",
         "rx_frames",
         "tcp_evicted",
@@ -47,12 +50,14 @@ class Counters:
         "udp_opened",
     )
 
+    dhcp_answered: int
     dns_dropped: int
     dns_failed: int
     dns_queries: int
     drop_arp: int
     drop_bad_checksum: int
     drop_bad_header: int
+    drop_dhcp: int
     drop_echo_limit: int
     drop_echo_refused: int
     drop_ethertype: int
@@ -61,15 +66,16 @@ class Counters:
     drop_icmp: int
     drop_link: int
     drop_martian: int
+    drop_ndp: int
     drop_protocol: int
     drop_short: int
     drop_tcp_memory: int
     drop_tcp_out_of_order: int
     drop_tcp_out_of_window: int
     drop_tcp_stray: int
+    drop_too_big: int
     drop_udp_host: int
-    drop_udp_limit: int
-    drop_udp_too_big: int
+    reassembled: int
     rx_bytes: int
     rx_frames: int
     tcp_evicted: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netd.stack.timers import NEVER
-from netd.wire import icmpv4, ipv4, udp
+from netd.wire import icmpv4, icmpv6, ipv4, ipv6, udp
 
 if TYPE_CHECKING:
+    from netd.stack.headers import DatagramHeader
     from netd.stack.icmp import Icmp
-    from netd.stack.ports import HostDatagrams, HostEcho
+    from netd.stack.ports import HostDatagrams, HostEcho, HostError
     from netd.stack.udp import UdpTable
 
 
@@ -21,10 +22,12 @@ class UdpFlow:
         "deadline",
         "guest",
         "guest_port",
+        "header",  # of the frames to the guest, made with the first one
         "hinted",
         "host",
         "idle",
         "key",
+        "moves",  # ``Neighbors.moves`` when the header was made
         "remote",
         "remote_port",
         "table",
@@ -38,27 +41,31 @@ class UdpFlow:
     def __init__(self, table: UdpTable, key: bytes, target: bytes, target_port: int, idle: float) -> None:
         self.table = table
         self.key = key
-        self.guest, self.remote = key[:4], key[4:8]
-        self.guest_port = key[8] << 8 | key[9]
-        self.remote_port = key[10] << 8 | key[11]
+        size = len(key) - 4 >> 1
+        self.guest, self.remote = key[:size], key[size : 2 * size]
+        self.guest_port = key[-4] << 8 | key[-3]
+        self.remote_port = key[-2] << 8 | key[-1]
         self.target, self.target_port = target, target_port
         self.idle = idle
         self.deadline = self.hinted = NEVER
         self.host = None
+        self.header: DatagramHeader | None = None
+        self.moves = 0
         self.address = None
 
-    def to_guest(self, payload: bytes | memoryview) -> None:
-        """A datagram from the peer."""
-        self.table.to_guest(self, payload)
+    def to_guest(self, payload: bytes | memoryview, segment: int = 0, tos: int = 0) -> None:
+        """A datagram from the peer, or with ``segment`` > 0 several of that size (UDP GRO); ``tos`` as it came."""
+        self.table.to_guest(self, payload, segment, tos)
 
-    def refused(self, code: int) -> None:
-        """The host was told that the peer is unreachable (``code`` as in ICMP)."""
-        self.table.error_to_guest(self, code)
+    def refused(self, error: HostError) -> None:
+        """What the host was told of a datagram to the peer."""
+        self.table.error_to_guest(self, error)
 
     def quote(self) -> bytes:
         """What an ICMP error quotes: the header of a datagram of this flow."""
-        header = ipv4.build(self.guest, self.remote, ipv4.UDP, udp.SIZE)
-        return header + udp.HEADER.pack(self.guest_port, self.remote_port, udp.SIZE, 0)
+        ports = udp.HEADER.pack(self.guest_port, self.remote_port, udp.SIZE, 0)
+        build = ipv4.build if len(self.guest) == 4 else ipv6.build
+        return build(self.guest, self.remote, ipv4.UDP, udp.SIZE) + ports
 
     def on_deadline(self, now: float) -> None:
         """Idle for too long."""
@@ -83,14 +90,19 @@ class EchoFlow:
         """An echo reply from the outside."""
         self.icmp.reply_to_guest(self, sequence, payload)
 
-    def refused(self, code: int, sequence: int = 0) -> None:
-        """Unreachable, said the host (``code`` as in ICMP)."""
-        self.icmp.error_to_guest(self, code, sequence)
+    def refused(self, error: HostError, sequence: int = 0) -> None:
+        """What the host was told of the request with that number."""
+        self.icmp.error_to_guest(self, error, sequence)
 
     def quote(self, sequence: int) -> bytes:
         """What an ICMP error quotes: the header of a request of this flow."""
-        header = ipv4.build(self.guest, self.remote, ipv4.ICMP, icmpv4.SIZE)
-        return header + icmpv4.build(icmpv4.ECHO_REQUEST, 0, self.ident, sequence, b"")
+        guest, remote = self.guest, self.remote
+        if len(guest) == 4:
+            header = ipv4.build(guest, remote, ipv4.ICMP, icmpv4.SIZE)
+            return header + icmpv4.build(icmpv4.ECHO_REQUEST, 0, self.ident, sequence, b"")
+        header = ipv6.build(guest, remote, ipv6.ICMPV6, icmpv6.SIZE)
+        rest = self.ident << 16 | sequence
+        return header + icmpv6.build(guest, remote, icmpv6.ECHO_REQUEST, 0, rest, b"")
 
     def on_deadline(self, now: float) -> None:
         """Idle for too long."""

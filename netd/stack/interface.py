@@ -1,5 +1,6 @@
 """The one door of the stack: Ethernet frames of one guest in, ``transmit`` out.
 
+start()            the link is up
 from_guest(frame)  one frame, whatever its bytes; never raises, every frame is counted
 flush()            the end of a batch of frames
 poll(), poll_at()  the timers
@@ -11,18 +12,24 @@ from netd.stack import arp
 from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters
 from netd.stack.icmp import Icmp
+from netd.stack.ipv4 import Ipv4
+from netd.stack.ipv6 import Ipv6
 from netd.stack.limits import Limits
+from netd.stack.ndp import Ndp
 from netd.stack.neighbor import Neighbors
-from netd.stack.ports import Host, Transmit
+from netd.stack.output import Output
+from netd.stack.ports import Host, Services, Transmit
+from netd.stack.reassembly import Reassembly
 from netd.stack.tcp.table import TcpTable
 from netd.stack.timers import Timers
 from netd.stack.udp import UdpTable
 from netd.wire import arp as wire_arp
-from netd.wire import checksum, ethernet, ipv4
+from netd.wire import ethernet, icmpv4, icmpv6, ipv4, ipv6, vnet_hdr
 
-_unpack = ipv4.HEADER.unpack_from
 _AT = ethernet.SIZE
-_L4 = ethernet.SIZE + ipv4.SIZE
+_IPV4_MIN = _AT + ipv4.SIZE
+_IPV6_MIN = _AT + ipv6.SIZE
+_ARP_MIN = _AT + wire_arp.SIZE
 
 
 class Interface:
@@ -38,21 +45,25 @@ class Interface:
         offload: bool,
         allow_host_loopback: bool,
         secret: bytes,
+        uso: bool = False,
+        services: Services | None = None,
     ) -> None:
+        """``uso``: the device takes and gives UDP super-frames."""
         self.addressing = addressing
-        self.counters = Counters()
-        self.timers = Timers()
-        self.neighbors = Neighbors(addressing.guest_mac, limits.neighbors)
+        self.counters = counters = Counters()
+        self.timers = timers = Timers()
+        self.neighbors = neighbors = Neighbors(addressing.guest_mac, limits.neighbors)
         self._transmit = transmit
+        self._output = output = Output(addressing, neighbors, transmit, counters, mtu)
         self.tcp = TcpTable(
             addressing,
-            self.neighbors,
+            neighbors,
             transmit,
-            self.send_icmp,
+            output,
             host,
             limits,
-            self.counters,
-            self.timers,
+            counters,
+            timers,
             mtu,
             offload,
             allow_host_loopback,
@@ -60,22 +71,38 @@ class Interface:
         )
         self.udp = UdpTable(
             addressing,
-            self.neighbors,
+            neighbors,
             transmit,
-            self.send_icmp,
+            output,
             host,
             limits,
-            self.counters,
-            self.timers,
+            counters,
+            timers,
             mtu,
             offload,
+            uso,
             allow_host_loopback,
+            services,
         )
-        self.icmp = Icmp(addressing, self.send_icmp, host, limits, self.counters, self.timers, allow_host_loopback)
-        self._mtu = mtu
+        self.icmp = Icmp(addressing, output, host, limits, counters, timers, allow_host_loopback)
+        self.reassembly = reassembly = Reassembly(limits, counters, timers)
+        self._ipv4 = Ipv4(addressing, neighbors, reassembly, self.tcp, self.udp, self.icmp, counters)
+        self._ipv6: Ipv6 | None = None
+        self.ndp: Ndp | None = None
+        if addressing.gateway6:
+            self.ndp = Ndp(addressing, neighbors, output, limits, counters, timers, mtu)
+            self._ipv6 = Ipv6(
+                addressing, neighbors, reassembly, self.tcp, self.udp, self.icmp, self.ndp, output, counters
+            )
 
-    def from_guest(self, frame: memoryview, vouched: bool, now: float) -> None:
-        """One frame from the TAP. ``vouched``: the device says its layer-4 checksum is right, or will be.
+    def start(self, now: float) -> None:
+        """The link is up."""
+        if self.ndp is not None:
+            self.ndp.start(now)
+
+    def from_guest(self, frame: memoryview, vouched: bool, segment: int, now: float) -> None:
+        """One frame from the TAP. ``vouched``: the device says its layer-4 checksum is right, or will be; ``segment``
+        > 0: a UDP super-frame of datagrams with so much payload each.
 
         The view is not kept.
         """
@@ -83,58 +110,19 @@ class Interface:
         counters.rx_frames += 1
         size = len(frame)
         counters.rx_bytes += size
-        if size < _L4:
+        if size < _IPV4_MIN:
             counters.drop_short += 1
-            return
-        if frame[12] != 8 or frame[13] != 0:
-            if frame[12] == 8 and frame[13] == 6 and size >= _AT + wire_arp.SIZE:
-                self._arp(frame)
+        elif frame[12] == 8 and frame[13] == 0:
+            self._ipv4.from_guest(frame, vouched, segment, now)
+        elif frame[12] == 0x86 and frame[13] == 0xDD and self._ipv6 is not None:
+            if size < _IPV6_MIN:
+                counters.drop_short += 1
             else:
-                counters.drop_ethertype += 1
-            return
-        version_ihl, _, length, _, fragment, _, protocol, _, src, dst = _unpack(frame, _AT)
-        end = _AT + length
-        if version_ihl == 0x45:
-            at = _L4
+                self._ipv6.from_guest(frame, vouched, segment, now)
+        elif frame[12] == 8 and frame[13] == 6 and size >= _ARP_MIN:
+            self._arp(frame)
         else:
-            at = _AT + (version_ihl & 15) * 4
-            if version_ihl >> 4 != 4 or at < _L4 or at > size:
-                counters.drop_bad_header += 1
-                return
-        if end > size or end < at:
-            counters.drop_bad_header += 1
-            return
-        if not vouched and not checksum.valid(checksum.total(frame[_AT:at])):
-            counters.drop_bad_checksum += 1
-            return
-        if fragment & (ipv4.MF | ipv4.OFFSET):
-            counters.drop_fragment += 1
-            return
-        if protocol == ipv4.TCP:
-            key = bytes(frame[26:38]) if at == _L4 and end >= 38 else src + dst + bytes(frame[at : at + 4])
-            if key not in self.tcp.connections and not self._source_allowed(frame, src):
-                return
-            self.tcp.from_guest(frame, at, end, key, vouched, now)
-        elif protocol == ipv4.UDP:
-            key = bytes(frame[26:38]) if at == _L4 and end >= 38 else src + dst + bytes(frame[at : at + 4])
-            if key not in self.udp.flows and not self._source_allowed(frame, src):
-                return
-            self.udp.from_guest(frame, at, end, key, vouched, now)
-        elif protocol == ipv4.ICMP:
-            if self._source_allowed(frame, src):
-                self.icmp.from_guest(frame, at, end, src, dst, now)
-        else:
-            counters.drop_protocol += 1
-
-    def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
-        """A new flow's source must be an address of the guest's subnet that is not ours; its MAC is learned."""
-        addressing = self.addressing
-        ours = src == addressing.gateway or src == addressing.dns
-        if ours or not addressing.on_link(src) or src == addressing.broadcast != addressing.guest:
-            self.counters.drop_martian += 1
-            return False
-        self.neighbors.learn(src, bytes(frame[6:12]))
-        return True
+            counters.drop_ethertype += 1
 
     def _arp(self, frame: memoryview) -> None:
         reply = arp.answer(self.addressing, self.neighbors, frame[_AT:])
@@ -142,19 +130,7 @@ class Interface:
             self.counters.drop_arp += 1
             return
         self.counters.tx_frames += 1
-        self._transmit(reply, b"", 0, 0, 0)
-
-    def send_icmp(self, dst: bytes, message: bytes, src: bytes = b"") -> None:
-        """One ICMP message to the guest, from the gateway unless ``src`` says otherwise."""
-        if ipv4.SIZE + len(message) > self._mtu:
-            self.counters.drop_udp_too_big += 1
-            return
-        addressing = self.addressing
-        src = src or addressing.gateway
-        src_mac = addressing.dns_mac if src == addressing.dns else addressing.gateway_mac
-        header = ethernet.HEADER.pack(self.neighbors.mac_of(dst), src_mac, ethernet.IPV4)
-        self.counters.tx_frames += 1
-        self._transmit(header + ipv4.build(src, dst, ipv4.ICMP, len(message), ttl=255), message, 0, 0, 0)
+        self._transmit(vnet_hdr.PLAIN + reply, b"")
 
     def flush(self) -> None:
         """Call after each batch of frames and after each event of the host side."""
@@ -168,6 +144,13 @@ class Interface:
     def poll(self, now: float) -> None:
         """Fire the timers."""
         self.timers.poll(now)
+        expired = self.reassembly.expired
+        while expired:
+            quote = expired.pop().quote
+            if quote[0] >> 4 == 4:
+                self._output.icmp(quote[12:16], icmpv4.TIME_EXCEEDED, icmpv4.REASSEMBLY_TIME, 0, quote)
+            else:
+                self._output.icmp(quote[8:24], icmpv6.TIME_EXCEEDED, icmpv6.REASSEMBLY_TIME, 0, quote)
 
     def flow_counts(self) -> dict[str, int]:
         """Flows by protocol."""

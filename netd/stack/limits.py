@@ -21,14 +21,23 @@ class Limits:
     throttled: int = 4096  # what a connection may still hold each way once memory is used up
 
     rto_initial: float = 1.0  # RFC 6298 §2.1
-    rto_min: float = 0.2  # as Linux, where the RFC says 1 s: the guest is on this machine
+    rto_min: float = 0.06  # where the RFC says 1 s: the guest is on this machine, and delays an ACK by 0.04 s at most
     rto_max: float = 60.0
-    retries: int = 8  # retransmissions of one segment before the connection is given up
+    rescue: float = 0.005  # within fast recovery, and
+    rescues: int = 4  # so often for one hole, before the time-out proper
+    retries: int = 12  # retransmissions of one segment before the connection is given up: some minutes
     syn_retries: int = 5
     ack_delay: float = 0.001  # how long a small request's ACK waits for an answer; RFC 9293 §3.8.6.3 allows 0.5
     time_wait: float = 1.0
     fin_wait: float = 600.0  # half-closed and silent for so long: probed
     persist_max: float = 60.0
+
+    fragmented: int = 64  # datagrams being reassembled,
+    fragments_each: int = 128  # fragments of one (65,535 bytes at MTU 576 are 119),
+    fragment_bytes: int = 1 << 20  # bytes of all
+    reassembly: float = 15.0  # RFC 791 §3.2; RFC 8200 §4.5 says 60 for paths longer than a device
+
+    advertise: float = 600.0  # unsolicited router advertisements, RFC 4861 §6.2.1
 
     udp_idle: float = 240.0
     udp_idle_dns: float = 10.0  # replies from port 53

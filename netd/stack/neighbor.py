@@ -6,12 +6,16 @@ from netd.wire.ethernet import BROADCAST
 
 
 class Neighbors:
-    """IPv4 address to MAC, learned from ARP and from frames; ``default`` answers for the unknown."""
+    """Address to MAC, learned from ARP, neighbor discovery and frames; ``default`` answers for the unknown.
 
-    __slots__ = ("_limit", "_macs", "default")
+    ``moves`` counts what has changed for an address that may be in use.
+    """
+
+    __slots__ = ("_limit", "_macs", "default", "moves")
 
     def __init__(self, default: bytes, limit: int) -> None:
         self.default = default
+        self.moves = 0
         self._limit = limit
         self._macs: dict[bytes, bytes] = {}
 
@@ -24,6 +28,8 @@ class Neighbors:
             return
         if len(macs) >= self._limit and ip not in macs:
             del macs[next(iter(macs))]
+        if mac != self.mac_of(ip):
+            self.moves += 1
         macs[ip] = mac
         if self.default == BROADCAST:
             self.default = mac

@@ -5,6 +5,7 @@ The stack calls these from within a frame or a timer; none may block, raise OSEr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from netd.stack.flow import EchoFlow, UdpFlow
@@ -12,12 +13,27 @@ from netd.wire import icmpv4
 
 Buffer = bytes | bytearray | memoryview
 
-# Why the host could not: the ICMP unreachable code the guest gets, or an RST.
+# Why the host could not connect: the reason as an ICMPv4 unreachable code (whatever the family), or an RST.
 RESET = -1
 NET_UNREACHABLE = icmpv4.NET_UNREACHABLE
 HOST_UNREACHABLE = icmpv4.HOST_UNREACHABLE
 PORT_UNREACHABLE = icmpv4.PORT_UNREACHABLE
 ADMIN_PROHIBITED = icmpv4.ADMIN_PROHIBITED
+
+
+@dataclass(frozen=True, slots=True)
+class HostError:
+    """What the host was told of a datagram of the guest's, as the ICMP error the guest is to get.
+
+    ``type`` and ``code`` are ICMPv4's for an IPv4 flow and ICMPv6's for an IPv6 flow; ``info`` is the MTU that goes
+    with "fragmentation needed" and "packet too big"; ``offender`` the address of the router or host that said so (its
+    packed form, of the flow's family), b"" where it was this machine.
+    """
+
+    type: int
+    code: int
+    info: int = 0
+    offender: bytes = b""
 
 
 class GuestStream(Protocol):
@@ -49,16 +65,14 @@ class GuestStream(Protocol):
 
 
 class Transmit(Protocol):
-    """Frames to the guest: one Ethernet frame is ``header`` + ``payload``.
+    """Frames to the guest: ``header`` + ``payload`` is a struct virtio_net_hdr (``wire.vnet_hdr``), then one Ethernet
+    frame.
 
-    ``checksum_at`` is 0 for a finished frame, else the offset of the layer-4 header whose checksum field, at
-    ``checksum_at + checksum_offset``, holds the pseudo-header's sum for the device to complete. ``gso_size`` > 0 makes
-    it a TCP super-frame to be cut into segments of that size. False: the device did not take it (treated as lost).
+    The virtio_net_hdr says what the device is to complete: the layer-4 checksum, the cutting of a super-frame. On a
+    link without offload it is all zero. False: the device did not take the frame (treated as lost).
     """
 
-    def __call__(
-        self, header: Buffer, payload: Buffer, checksum_at: int, checksum_offset: int, gso_size: int
-    ) -> bool: ...
+    def __call__(self, header: Buffer, payload: Buffer) -> bool: ...
 
 
 class HostStream(Protocol):
@@ -84,10 +98,15 @@ class HostStream(Protocol):
 
 
 class HostDatagrams(Protocol):
-    """A host UDP socket that serves one guest endpoint, or a published port."""
+    """A host UDP socket that serves one guest endpoint, or a published port. IPv4 or IPv6, as its flows are."""
 
-    def send(self, flow: UdpFlow, payload: Buffer) -> None:
-        """One datagram to the flow's peer. Failures are counted."""
+    def send(self, flow: UdpFlow, payload: Buffer, hops: int, segment: int) -> None:
+        """One datagram to the flow's peer, or with ``segment`` > 0 several of that size one behind the other (UDP GSO),
+        the last perhaps shorter.
+
+        ``hops`` is the guest's TTL << 8 | TOS (IPv6: hop limit and traffic class). Failures are counted, and told by
+        ``flow.refused``.
+        """
 
     def adopt(self, flow: UdpFlow) -> None:
         """Serve one flow more."""
@@ -99,8 +118,8 @@ class HostDatagrams(Protocol):
 class HostEcho(Protocol):
     """A host ping socket for one guest echo identifier."""
 
-    def send(self, flow: EchoFlow, sequence: int, payload: Buffer) -> None:
-        """One echo request with that sequence number."""
+    def send(self, flow: EchoFlow, sequence: int, payload: Buffer, hops: int) -> None:
+        """One echo request with that sequence number; ``hops`` as above."""
 
     def close(self) -> None:
         """The flow is over."""
@@ -116,10 +135,21 @@ class Host(Protocol):
         """The same to port 53 of a name server of the host's, the next one where one refuses."""
 
     def open_datagrams(self, flow: UdpFlow) -> HostDatagrams | None:
-        """A socket for the flow's guest endpoint, shared by its flows; it has adopted this one. None: refused."""
+        """A socket of the flow's family for its guest endpoint, shared by its flows; it has adopted this one. None:
+        refused."""
 
     def resolve(self, flow: UdpFlow, query: Buffer) -> None:
         """A DNS message for the host's name servers; the answer comes by ``flow.to_guest``."""
 
     def open_echo(self, flow: EchoFlow) -> HostEcho | int:
-        """A ping socket, or the ICMP unreachable code that says why not."""
+        """A ping socket of the flow's family, or the reason why not (an ICMPv4 unreachable code)."""
+
+
+class Services(Protocol):
+    """What the gateway answers by itself."""
+
+    def dhcpv4(self, message: bytes, mac: bytes, now: float) -> tuple[bytes, bytes] | None:
+        """A DHCPv4 message from ``mac``: the answer and the address it goes to (RFC 2131 §4.1)."""
+
+    def dhcpv6(self, message: bytes, now: float) -> bytes | None:
+        """A DHCPv6 message: the answer, to whoever asked."""

@@ -28,6 +28,9 @@ def valid(number: int) -> bool:
     return number % 0xFFFF == 0
 
 
-def pseudo_ipv4(src: Bytes, dst: Bytes, protocol: int, length: int) -> int:
-    """Sum of the IPv4 pseudo-header (RFC 9293 §3.1, RFC 768), not inverted."""
+def pseudo(src: Bytes, dst: Bytes, protocol: int, length: int) -> int:
+    """Sum of the pseudo-header, of IPv4 (RFC 9293 §3.1, RFC 768) or IPv6 (RFC 8200 §8.1), not inverted.
+
+    It serves both: the fields are the same numbers, and leading zeros add nothing.
+    """
     return (int.from_bytes(src, "big") + int.from_bytes(dst, "big") + protocol + length) % 0xFFFF

@@ -12,8 +12,3 @@ ARP = 0x0806
 IPV6 = 0x86DD
 
 BROADCAST = b"\xff" * 6
-
-
-def mac_text(mac: bytes) -> str:
-    """``b"\\x52\\x55…"`` as ``52:55:…``."""
-    return mac.hex(":")

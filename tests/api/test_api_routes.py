@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,58 @@ async def test_attach_by_pid(socket_path: Path, daemon: Daemon, netns_pid: int) 
     assert os.readlink(f"/proc/self/fd/{kept.lifeline.fd}") == "anon_inode:[pidfd]"
 
 
+KEYS_OF_IPV6 = ("cidr6", "guest_ip6", "gateway_ip6", "dns_ip6", "router_ip6", "outbound_ip6")
+
+
+async def test_attach_with_ipv6(socket_path: Path, daemon: Daemon, netns_pid: int) -> None:
+    network = await attached(socket_path, netns_pid, name="web", cidr6="FD12:3456:789a:1::/64")
+    assert {key: network[key] for key in KEYS_OF_IPV6} == {
+        "cidr6": "fd12:3456:789a:1::/64",
+        "guest_ip6": "fd12:3456:789a:1:0:ff:fe00:1",  # SLAAC's of the stand-in's MAC, 02:00:00:00:00:01
+        "gateway_ip6": "fd12:3456:789a:1::2",
+        "dns_ip6": "fd12:3456:789a:1::3",
+        "router_ip6": "fe80::2",
+        "outbound_ip6": "",
+    }
+    spec = daemon.network("web").spec
+    assert (spec.cidr6, spec.guest_ip6, spec.gateway_ip6) == ("fd12:3456:789a:1::/64", "", "fd12:3456:789a:1::2")
+    assert (spec.dns_ip6, spec.router_ip6, spec.outbound_ip6) == ("fd12:3456:789a:1::3", "fe80::2", "")
+    assert (await call(socket_path, "GET", "/v1/networks/web")).json == network
+
+
+async def test_ipv6_is_on_by_default_in_a_network_of_ones_own(socket_path: Path, netns_pid: int) -> None:
+    found = [await attached(socket_path, netns_pid, **more) for more in ({}, {"ipv6": True}, {"mtu": 1280})]
+    assert len({network["cidr6"] for network in found}) == 3
+    for network in found:
+        cidr6 = ipaddress.IPv6Network(network["cidr6"])
+        assert cidr6.prefixlen == 64 and cidr6.subnet_of(ipaddress.IPv6Network("fd00::/8"))
+        assert int(cidr6.network_address) >> 64 & 0xFFFF == 0, "subnet 0 of a /48"
+        assert cidr6 != ipaddress.IPv6Network("fd00::/64")
+        assert network["gateway_ip6"] == f"{cidr6.network_address}2"
+        assert network["dns_ip6"] == f"{cidr6.network_address}3"
+        assert ipaddress.IPv6Address(network["guest_ip6"]) in cidr6
+
+
+@pytest.mark.parametrize("more", [{"ipv6": False}, {"mtu": 1279}, {"ipv6": False, "mtu": 68}])
+async def test_ipv4_alone(socket_path: Path, daemon: Daemon, netns_pid: int, more: dict[str, Any]) -> None:
+    network = await attached(socket_path, netns_pid, name="four", **more)
+    assert {network[key] for key in KEYS_OF_IPV6} == {""}
+    assert network["guest_ip"] == "10.0.2.100"
+    assert daemon.network("four").spec.cidr6 == ""
+
+
+async def test_guest_ip6_of_other_doors(socket_path: Path, daemon: Daemon, netns_pid: int) -> None:
+    """What a dialect has set is shown; without a network the rest does not count."""
+    await attached(socket_path, netns_pid, name="web")
+    network = daemon.network("web")
+    network.spec = replace(network.spec, cidr6="fd00::/64", guest_ip6="fd00::5", outbound_ip6="2001:db8::1")
+    shown = (await call(socket_path, "GET", "/v1/networks/web")).json
+    assert (shown["guest_ip6"], shown["outbound_ip6"]) == ("fd00::5", "2001:db8::1")
+    network.spec = replace(network.spec, cidr6="")
+    shown = (await call(socket_path, "GET", "/v1/networks/web")).json
+    assert {shown[key] for key in KEYS_OF_IPV6} == {""}
+
+
 async def test_attach_by_path(socket_path: Path, netns_pid: int) -> None:
     path = f"/proc/{netns_pid}/ns/net"
     assert (await call(socket_path, "POST", "/v1/networks", {"netns": path})).json["lifeline"] == "pidfd"
@@ -133,7 +187,25 @@ async def test_attach_by_path(socket_path: Path, netns_pid: int) -> None:
         ({"pid": 1, "name": "-x"}, "name"),
         ({"pid": 1, "lifeline": "prayer"}, "lifeline"),
         ({"pid": 1, "ports": [{}]}, "ports.0.container_port is required"),
-        ({"pid": 1, "ports": [{"container_port": 80, "host_ip": "::1"}]}, "IPv6"),
+        ({"pid": 1, "cidr6": "fd00::1/64"}, "has host bits set"),
+        ({"pid": 1, "cidr6": "fd00::/48"}, "the prefix length is 64"),
+        ({"pid": 1, "cidr6": "fd00::/65"}, "the prefix length is 64"),
+        ({"pid": 1, "cidr6": "10.0.2.0/24"}, "no IPv6 network"),
+        ({"pid": 1, "cidr6": "fd00::%lo/64"}, "cidr6"),
+        ({"pid": 1, "cidr6": "ff02::/64"}, "not a range for hosts"),
+        ({"pid": 1, "cidr6": "fe80::/64"}, "not a range for hosts"),
+        ({"pid": 1, "cidr6": "::/64"}, "not a range for hosts"),
+        ({"pid": 1, "cidr6": None}, "cidr6"),
+        ({"pid": 1, "ipv6": "false"}, "ipv6"),
+        ({"pid": 1, "ipv6": False, "cidr6": "fd00::/64"}, "do not go together"),
+        ({"pid": 1, "ipv6": True, "mtu": 1279}, "1280"),
+        ({"pid": 1, "cidr6": "fd00::/64", "mtu": 576}, "1280"),
+        ({"pid": 1, "ports": [{"container_port": 80, "host_ip": "[::1]"}]}, "without brackets"),
+        (
+            {"pid": 1, "ipv6": False, "ports": [{"container_port": 80, "container_ip": "fd00::1"}]},
+            "the network has none",
+        ),
+        ({"pid": 1, "mtu": 1000, "ports": [{"container_port": 80, "container_ip": "fd00::1"}]}, "the network has none"),
         ({"pid": 1, "ports": [{"container_port": 80, "hostport": 1}]}, "unknown key 'ports.0.hostport'"),
         ([], "object"),
         (None, ""),
@@ -318,8 +390,10 @@ async def test_ports(socket_path: Path, daemon: Daemon, netns_pid: int) -> None:
         ({"container_port": 80, "host_port": 65535, "range": 2}, "above 65535"),
         ({"container_port": 65535, "host_port": 80, "range": 2}, "above 65535"),
         ({"container_port": 80, "host_ip": "localhost"}, "not an IP address"),
-        ({"container_port": 80, "host_ip": "::"}, "IPv6 is not supported yet"),
-        ({"container_port": 80, "container_ip": "fd00::1"}, "IPv6 is not supported yet"),
+        ({"container_port": 80, "host_ip": "::g"}, "not an IP address"),
+        ({"container_port": 80, "host_ip": "[::1]"}, "without brackets"),
+        ({"container_port": 80, "host_ip": "fe80::1%lo"}, "zone"),
+        ({"container_port": 80, "container_ip": "fe80::1%tap0"}, "zone"),
         ({"container_port": 80.5}, "container_port"),
         ({"container_port": 80, "state": "listening"}, "unknown key 'state'"),
     ],
@@ -328,6 +402,30 @@ async def test_port_refused(socket_path: Path, netns_pid: int, body: Any, says: 
     await attached(socket_path, netns_pid, name="web")
     document = is_problem(await call(socket_path, "POST", "/v1/networks/web/ports", body), 422, "invalid_spec")
     assert says in document["detail"]
+
+
+async def test_ports_on_ipv6(socket_path: Path, daemon: Daemon, netns_pid: int) -> None:
+    ports = [{"container_port": 80, "host_ip": "::1"}]
+    network = await attached(socket_path, netns_pid, name="web", cidr6="fd00:1::/64", ports=ports)
+    assert network["ports"][0]["host_ip"] == "::1"
+    with socket.create_connection(("::1", network["ports"][0]["host_port"])):
+        pass
+    base = "/v1/networks/web/ports"
+    for body, host_ip, container_ip in (
+        ({"host_ip": "0:0:0:0:0:0:0:1", "container_ip": "FD00:1::0:5"}, "::1", "fd00:1::5"),
+        ({"host_ip": "::", "container_ip": "10.0.2.100"}, "::", "10.0.2.100"),
+        ({"host_ip": "::ffff:127.0.0.1", "container_ip": "fd00:1::5"}, "127.0.0.1", "fd00:1::5"),
+    ):
+        answer = await call(socket_path, "POST", base, {"container_port": 81, "protocol": "udp", **body})
+        assert answer.status == 201, answer.body
+        assert (answer.json["host_ip"], answer.json["container_ip"]) == (host_ip, container_ip)
+    specs = [forward.spec for forward in daemon.network("web").forwards()]
+    assert [(spec.host_ip, spec.container_ip) for spec in specs][1] == ("::1", "fd00:1::5")
+    await attached(socket_path, netns_pid, name="four", ipv6=False)
+    answer = await call(
+        socket_path, "POST", "/v1/networks/four/ports", {"container_port": 80, "container_ip": "fd00:1::5"}
+    )
+    assert "network four has none" in is_problem(answer, 422, "invalid_spec")["detail"]
 
 
 async def test_unknown_key_hint_and_pointer(socket_path: Path) -> None:

@@ -14,11 +14,11 @@ PUMP = Path(__file__).resolve().parents[2] / "bench" / "pump.py"
 
 
 @contextlib.contextmanager
-def server(mode):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def server(mode, address="127.0.0.1"):
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-I", "-S", str(PUMP), mode, "127.0.0.1", str(port)]
+    command = [sys.executable, "-I", "-S", str(PUMP), mode, address, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "listening\n"
@@ -41,6 +41,16 @@ def test_request_and_response(size):
     assert got["n"] > 0
     assert 0 < got["p50"] <= got["p99"] <= got["max"]
     assert got["n"] * got["p50"] < 0.5
+
+
+def test_the_same_over_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("needs IPv6 on the loopback")
+    with server("echo", "::1") as port:
+        assert client("rr", "::1", port, 0.1, 1)["n"] > 0
 
 
 def test_clients_share_the_count_of_connections():

@@ -30,6 +30,22 @@ def test_a_process_tree_is_counted_whole():
     assert procs.tree(shell.pid) == []
 
 
+def test_threads_are_pinned_and_set_free_again():
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code + "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
+        assert len(threads) == 2
+        before = os.sched_getaffinity(process.pid)
+        cpu = min(before)
+        with procs.pinned([process.pid, 2**22 + 1], cpu):  # the second does not exist
+            assert [os.sched_getaffinity(thread) for thread in threads] == [{cpu}, {cpu}]
+        assert [os.sched_getaffinity(thread) for thread in threads] == [before, before]
+        process.stdin.close()
+
+
 def test_cpu_time_is_that_of_the_clock():
     loop = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", loop], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

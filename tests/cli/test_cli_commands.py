@@ -41,7 +41,7 @@ def test_life_of_a_network(netd: Netd, server: ServerThread, netns_pid: int) -> 
     said = netd("ps")
     heading, row = said.out.splitlines()
     assert heading.split("  ")[0] == "NETWORK ID"
-    assert row.startswith(f"{id}  web         10.7.0.100  api ")
+    assert re.match(rf"{id}  web         10\.7\.0\.100  fd[0-9a-f:]+  api ", row)
     assert "->80/tcp" in row
     assert (said.status, said.err) == (0, "")
     said = netd("detach", "web")
@@ -235,9 +235,43 @@ def test_a_range_without_host_ports(netd: Netd, server: ServerThread, netns_pid:
     assert [f.spec.container_port for f in server.daemon.network("web").forwards()] == [80, 81, 82]
 
 
-def test_ipv6_is_a_clear_error(netd: Netd, server: ServerThread, netns_pid: int) -> None:
-    attach(netd, netns_pid, "web")
-    netd("port", "add", "web", "[::1]:8080:80").failed("IPv6 is not supported yet")
+def test_ports_on_ipv6(netd: Netd, server: ServerThread, netns_pid: int) -> None:
+    attach(netd, netns_pid, "web", "-p", "[::1]::80")
+    said = netd("port", "add", "web", "[::]::53/udp", "[0::1]::90")
+    (one, two, three) = (f.spec.host_port for f in server.daemon.network("web").forwards())
+    assert said.out == f"53/udp -> [::]:{two}\n90/tcp -> [::1]:{three}\n"
+    with socket.create_connection(("::1", one)):
+        pass
+    assert netd("port", "web", "80").out == f"[::1]:{one}\n"
+    assert netd("port", "ls", "--format", "{{.HostIP}}").out == "::1\n::\n::1\n"
+    assert netd("ps", "--format", "{{.Ports}}").out.startswith(f"[::1]:{one}->80/tcp, ")
+    said = netd("port", "add", "web", f"[::1]:{one}:81")
+    said.failed("is in use")
+    netd("port", "add", "web", "[::g]:8080:80").failed("'::g' is not an IP address")
+    netd("port", "add", "web", "[fe80::1%lo]:8080:80").failed("zone")
+    netd("port", "add", "web", "::1:8080:80").failed("an IPv6 address needs brackets")
+    assert netd("port", "rm", "web", str(one)).status == 0
+
+
+def test_ipv6_addresses(netd: Netd, server: ServerThread, netns_pid: int) -> None:
+    attach(netd, netns_pid, "six", "--cidr6", "fd12:0:0:1::/64")
+    attach(netd, netns_pid, "four", "-4")
+    attach(netd, netns_pid, "four-too", "--ipv4-only", "--mtu", "576")
+    heading, six, four, _ = netd("ps").out.splitlines()
+    assert re.split(r"  +", heading)[2:5] == ["ADDRESS", "IPV6 ADDRESS", "ORIGIN"]
+    assert six.split()[2:5] == ["10.0.2.100", "fd12::1:0:ff:fe00:1", "api"]
+    assert four.split()[2:4] == ["10.0.2.100", "api"]
+    assert netd("ps", "--format", "{{.GuestIP6}}", "-f", "name=six").out == "fd12::1:0:ff:fe00:1\n"
+    [shown] = json.loads(netd("inspect", "six").out)
+    assert (shown["cidr6"], shown["gateway_ip6"], shown["dns_ip6"]) == (
+        "fd12:0:0:1::/64",
+        "fd12:0:0:1::2",
+        "fd12:0:0:1::3",
+    )
+    assert netd("inspect", "four", "--format", "{{.CIDR6}}|{{.GuestIP6}}|").out == "||\n"
+    netd("ps", "--format", "{{.Bogus}}").failed(".CIDR6", ".GuestIP6", ".DNSIP6")
+    netd("attach", str(netns_pid), "-4", "--cidr6", "fd00::/64").failed("do not go together")
+    netd("attach", str(netns_pid), "--cidr6", "fd00::/48").failed("the prefix length is 64")
 
 
 def test_messages_of_the_daemon(netd: Netd, server: ServerThread, netns_pid: int) -> None:

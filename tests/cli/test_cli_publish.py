@@ -107,6 +107,15 @@ def test_summary() -> None:
     assert summary(order) == PODMAN_PS
 
 
+def test_ipv6_hosts_have_brackets() -> None:
+    ports = [port(8080, 80, ip="::1"), port(3000, 4000, ip="::", count=2)]
+    assert summary(ports) == "[::1]:8080->80/tcp, [::]:3000-3001->4000-4001/tcp"
+    assert podman_lines(ports) == [
+        "4000/tcp -> [::]:3000", "4001/tcp -> [::]:3001", "80/tcp -> [::1]:8080",
+    ]  # fmt: skip
+    assert podman_lines(ports, "80") == ["[::1]:8080"]
+
+
 def test_find_port() -> None:
     ports = [
         port(8080, 80, id=1),

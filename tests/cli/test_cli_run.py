@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import pty
@@ -160,9 +161,34 @@ def test_the_network_inside(place: Place) -> None:
     assert link["mtu"] == 1500
     assert [a["local"] for a in link["addr_info"] if a["family"] == "inet"] == ["10.0.2.100"]
     assert rest.startswith("default via 10.0.2.2 dev tap0")
-    assert "\n0\nnameserver 10.0.2.3\n" in rest
+    assert re.search(r"\n0\nnameserver 10\.0\.2\.3\nnameserver fd[0-9a-f:]+::3\n", rest)
     assert rest.endswith("pong\n") or not shutil.which("ping")
     place.is_clean()
+
+
+@pytest.mark.parametrize("options", ["-4", "--ipv4-only", "--mtu 1279"])
+def test_ipv4_only(place: Place, options: str) -> None:
+    netd = f"{sys.executable} -m netd"
+    script = f"{netd} ps --format '{{{{.GuestIP}}}}|{{{{.GuestIP6}}}}'; grep nameserver /etc/resolv.conf"
+    done = place.run(*options.split(), "sh", "-c", script)
+    assert (done.stdout, done.stderr) == ("10.0.2.100|\nnameserver 10.0.2.3\n", "")
+
+
+def test_what_the_guest_has_and_what_netd_says_of_it(place: Place) -> None:
+    """The same MAC makes the same address, whoever computes it."""
+    netd = f"{sys.executable} -m netd"
+    script = f"ip -o link show tap0; {netd} ps --format '{{{{.CIDR6}}}} {{{{.GuestIP6}}}}'"
+    done = place.run("sh", "-c", script)
+    assert done.stderr == ""
+    link, network = done.stdout.splitlines()
+    found = re.search(r"link/ether ([0-9a-f:]{17})", link)
+    assert found
+    octets = bytes.fromhex(found[1].replace(":", ""))
+    identifier = bytes((octets[0] ^ 2, *octets[1:3], 255, 254, *octets[3:]))
+    cidr6, guest_ip6 = network.split()
+    assert socket.inet_pton(socket.AF_INET6, guest_ip6)[8:] == identifier
+    assert ipaddress.IPv6Address(guest_ip6) in ipaddress.IPv6Network(cidr6)
+    assert place.processes() == []
 
 
 def test_the_hosts_resolv_conf_is_as_before(place: Place) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from random import Random
 
 from hypothesis import strategies as st
+from stack.cast import LOOPBACK, LOOPBACK6
 from stack.guest import Guest
 from stack.host import FakeListener
-from stack.world import DNS, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
+from stack.world import DNS, GATEWAY, GUEST, WEB, World, ip
 from wire import oracle
 from wire.oracle import ACK, FIN, PSH, RST, SYN
 
@@ -16,6 +17,7 @@ from netd.stack.limits import Limits
 from netd.stack.tcp.sender import CHUNK_COST
 from netd.stack.tcp.states import CONNECTING
 
+from .frames import shaped
 from .hunt import hunt
 
 TIGHT = Limits(
@@ -29,13 +31,10 @@ TIGHT = Limits(
     receive_window=8192,
     receive_window_plain=8192,
     send_buffer=8192,
+    fragmented=3,
+    fragments_each=4,
+    fragment_bytes=3000,
 )
-
-addresses = st.sampled_from(
-    [GUEST, GATEWAY, DNS, WEB, ip("10.0.2.200"), ip("10.0.2.255"), ip("255.255.255.255"), ip("224.0.0.5"), bytes(4)]
-) | st.binary(min_size=4, max_size=4)
-ports = st.sampled_from([0, 53, 80, 5000, 65535])
-short = st.binary(max_size=100)
 
 
 def judged(world: World) -> int:
@@ -43,62 +42,76 @@ def judged(world: World) -> int:
     return sum(n for name, n in world.counters.as_dict().items() if name.startswith("drop_"))
 
 
-@hunt(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=5))
-def test_any_bytes(frames: list[tuple[bytes, bool]]) -> None:
-    """Invariant: no exception, every frame counted, and a frame of noise is dropped under exactly one name."""
+def outcomes(world: World, asked: list[bytes]) -> int:
+    """How many things have become of frames: dropped, answered, given to the host, kept, learned from."""
+    host, interface = world.host, world.interface
+    given = len(host.streams) + sum(len(s.sent) for s in host.sockets) + len(host.queries)
+    given += sum(len(e.sent) for e in host.echoes) + len(asked)
+    kept = sum(len(p.pieces) for p in interface.reassembly.partials.values())
+    return judged(world) + interface.counters.tx_frames + given + kept
+
+
+class FakeServices:
+    """Answers whoever asks with what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    def dhcpv4(self, message: bytes, mac: bytes, now: float) -> tuple[bytes, bytes] | None:
+        self.asked.append(message)
+        return message, message[:4] if len(message) > 3 else b"\xff" * 4
+
+    def dhcpv6(self, message: bytes, now: float) -> bytes | None:
+        self.asked.append(message)
+        return message
+
+
+ethertypes = st.sampled_from([b"\x08\x00\x45", b"\x86\xdd\x60", b"\x08\x06", b""])
+
+
+@hunt(st.lists(st.tuples(st.binary(max_size=14), ethertypes, st.binary(max_size=200), st.booleans()), max_size=5))
+def test_any_bytes(frames: list[tuple[bytes, bytes, bytes, bool]]) -> None:
+    """Invariant: no exception, every frame counted, and a frame of noise is dropped under exactly one name, or
+    kept as a fragment."""
     world = World(limits=TIGHT)
-    for n, (frame, vouched) in enumerate(frames, 1):
-        world.receive(frame, vouched)
-        assert judged(world) == world.counters.rx_frames == n
-    assert not world.sent
+    for n, (head, kind, rest, vouched) in enumerate(frames, 1):
+        world.receive((head + bytes(12))[:12] + kind + rest if kind else head + rest, vouched)
+        kept = sum(len(p.pieces) for p in world.interface.reassembly.partials.values())
+        assert judged(world) + kept == world.counters.rx_frames == n
+    for sent in world.sent:
+        assert sent.packet is None or world.interface.addressing.on_link(sent.packet.dst)
+    world.sent.clear()
     world.ends()
 
 
-@st.composite
-def shaped(draw: st.DrawFn) -> bytes:
-    """A frame that passes the first checks of some layer, and is noise behind it."""
-    src, dst = draw(st.just(GUEST) | addresses), draw(addresses)
-    sport, dport = draw(ports), draw(ports)
-    kind = draw(st.sampled_from(["arp", "icmp", "udp", "tcp", "ip", "frame"]))
-    noise = draw(short)
-    if kind == "arp":
-        packet = draw(st.just(oracle.arp(1, GUEST_MAC, src, bytes(6), dst)) | short)
-        return oracle.eth(b"\xff" * 6, draw(st.binary(min_size=6, max_size=6)), 0x0806, packet)
-    if kind == "frame":
-        return oracle.eth(GATEWAY_MAC, GUEST_MAC, draw(st.integers(0, 65535)), noise)
-    if kind == "icmp":
-        rest = draw(st.binary(min_size=4, max_size=4))
-        body = oracle.icmp(draw(st.just(8) | st.integers(0, 255)), draw(st.just(0) | st.integers(0, 255)), rest, noise)
-        protocol = 1
-    elif kind == "udp":
-        body, protocol = oracle.udp(src, dst, sport, dport, noise, summed=draw(st.booleans())), 17
-    elif kind == "tcp":
-        number = st.integers(0, 0xFFFFFFFF)
-        flags = draw(st.sampled_from([SYN, SYN, ACK, FIN | ACK, RST, SYN | ACK]) | st.integers(0, 255))
-        options = draw(st.sampled_from([b"", b"\x02\x04\x05\xb4\x01\x03\x03\x07"]) | st.binary(max_size=40))
-        wnd = draw(st.integers(0, 65535))
-        body = oracle.tcp(src, dst, sport, dport, draw(number), draw(number), flags, wnd, noise, options[:40])
-        protocol = 6
-    else:
-        body, protocol = noise, draw(st.sampled_from([1, 6, 17]) | st.integers(0, 255))
-    words = draw(st.integers(0, 10))
-    fragment = draw(st.sampled_from([0, 0, 0, 0x4000]) | st.integers(0, 65535))
-    packet = oracle.ip4(src, dst, protocol, body, options=b"\x01" * 4 * words, fragment=fragment)
-    frame = bytearray(oracle.eth(GATEWAY_MAC, GUEST_MAC, 0x0800, packet) + draw(st.just(b"") | short))
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
-        frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
-    return bytes(frame[: draw(st.just(len(frame)) | st.integers(0, len(frame)))])
+frames_in = st.tuples(shaped(), st.booleans(), st.sampled_from([0, 0, 0, 1, 3, 1200, 65535]))
 
 
-@hunt(st.lists(st.tuples(shaped(), st.booleans()), max_size=8), st.booleans())
-def test_shaped_frames(frames: list[tuple[bytes, bool]], offload: bool) -> None:
-    """Invariant: no exception; every frame counted; what is sent is well formed and to the guest's own subnet; bounds
-    hold; and the end leaves nothing."""
-    world = World(limits=TIGHT, offload=offload, loopback=offload)
-    for frame, vouched in frames:
-        world.receive(frame, vouched)
+@hunt(st.lists(frames_in, max_size=8), st.booleans())
+def test_shaped_frames(frames: list[tuple[bytes, bool, int]], offload: bool) -> None:
+    """Invariant: no exception; every frame counted, and something becomes of each; what is sent is well formed and to
+    the guest's own link; the host's loopback is reached by the gateway alone; bounds hold; and the end leaves nothing."""
+    services = FakeServices()
+    world = World(limits=TIGHT, offload=offload, loopback=offload, uso=offload, services=services)
+    addressing = world.interface.addressing
+    for frame, vouched, segment in frames:
+        before, learned = outcomes(world, services.asked), dict(world.interface.neighbors._macs)
+        connections = len(world.interface.tcp.connections)
+        world.receive(frame, vouched, segment)
+        if not connections and not learned:  # else it may be of something known already, with nothing new in it
+            assert outcomes(world, services.asked) > before or world.interface.neighbors._macs, "nothing became of it"
         for sent in world.sent:
-            assert sent.packet is None or sent.packet.dst[:3] == GUEST[:3]
+            packet = sent.packet
+            if packet is not None:
+                ours = packet.dst == addressing.broadcast or packet.dst[0] in (0xFF, 255)
+                assert ours or addressing.on_link(packet.dst) or services.asked
+    for socket in world.host.sockets:
+        for target, _, _ in socket.sent:
+            assert offload or target not in (LOOPBACK, LOOPBACK6)
+    for stream in world.host.streams:
+        assert stream.address is None or offload or stream.address[0] not in (LOOPBACK, LOOPBACK6)
+    for ip_, mac in world.interface.neighbors._macs.items():
+        assert addressing.may_be_guest(ip_) and not mac[0] & 1
     world.sent.clear()
     world.ends()
 
@@ -112,10 +125,13 @@ def around(random: Random, number: int, *more: int) -> int:
 class Chaos:
     """Guest and host do whatever they can think of; they know the numbers that matter."""
 
-    def __init__(self, seed: int, offload: bool) -> None:
+    def __init__(self, seed: int, offload: bool, family: int) -> None:
         self.random = random = Random(seed)
-        self.world = World(limits=TIGHT, offload=offload, loopback=random.random() < 0.5)
+        loopback, uso = random.random() < 0.5, random.random() < 0.5
+        self.world = World(limits=TIGHT, offload=offload, loopback=loopback, uso=uso, family=family)
         self.guest = Guest(self.world)
+        self.real = self.world.cast.real
+        self.world.interface.start(self.world.now)
         self.listener = FakeListener(self.world, GUEST, 5000)
         self.frame = b""
         self.deeds: list[Callable[[], None]] = [
@@ -151,23 +167,32 @@ class Chaos:
 
     def tcp(self, key: bytes, seq: int, ack: int, flags: int, data: bytes = b"", options: bytes = b"") -> None:
         wnd = self.random.choice((0, 1, 100, 1460, 8192, 65535))
-        ports_ = int.from_bytes(key[8:10], "big"), int.from_bytes(key[10:12], "big")
-        segment = oracle.tcp(key[:4], key[4:8], *ports_, seq, ack, flags, wnd, data, options)
-        self.sends(oracle.eth(GATEWAY_MAC, GUEST_MAC, 0x0800, oracle.ip4(key[:4], key[4:8], 6, segment)))
+        ports_ = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        half = len(key) - 4 >> 1
+        src, dst = key[:half], key[half:-4]
+        segment = oracle.tcp(src, dst, *ports_, seq, ack, flags, wnd, data, options)
+        self.sends(self.guest.frame(dst, 6, segment, src))
 
     # -- deeds ---------------------------------------------------------------------------------------------------
 
     def opens(self) -> None:
         random = self.random
         dst = random.choice((WEB, WEB, DNS, GATEWAY, ip("10.0.2.9")))
-        key = GUEST + dst + random.randint(4000, 4009).to_bytes(2, "big") + random.choice((b"\x00\x50", b"\x00\x35"))
+        key = (
+            self.guest.address
+            + self.real(dst)
+            + random.randint(4000, 4009).to_bytes(2, "big")
+            + random.choice((b"\x00\x50", b"\x00\x35"))
+        )
         options = random.choice((b"", b"\x02\x04\x05\xb4\x01\x03\x03\x07", b"\x02\x04\x00\x01", b"\x03\x03\xff\x00"))
         self.tcp(key, random.choice((100, 0xFFFFFFFF, random.getrandbits(32))), 0, SYN, options=options)
 
     def called(self) -> None:
         world, random = self.world, self.random
         stream = world.host.new_stream(None)
-        connection = world.interface.tcp.open_to_guest(WEB, random.randint(1, 5), GUEST, 80, stream, world.now)
+        connection = world.interface.tcp.open_to_guest(
+            self.real(WEB), random.randint(1, 5), self.guest.address, 80, stream, world.now
+        )
         if connection is None:
             stream.abort()
         else:
@@ -223,18 +248,33 @@ class Chaos:
         what = random.randint(0, 4)
         peer = random.choice((WEB, DNS, GATEWAY, ip("127.0.0.1"), ip("10.0.2.7"), random.randbytes(4)))
         sockets = [s for s in world.host.sockets if not s.closed]
+        segment = random.choice((0, 0, 500))
         if what <= 1:
-            guest.sends_udp(peer, random.choice((53, 5353, 1)), bytes(random.randint(0, 2000)), random.randint(1, 4))
+            port, size = random.choice((53, 5353, 1)), random.randint(0, 2000)
+            guest.sends_udp(peer, port, bytes(size), random.randint(1, 4), segment=segment)
         elif what == 2 and sockets:
-            random.choice(sockets).gets(peer, random.randint(1, 4), bytes(random.randint(0, 2000)))
+            random.choice(sockets).gets(peer, random.randint(1, 4), bytes(random.randint(0, 2000)), segment)
         elif what == 3 and sockets:
-            random.choice(sockets).learns(peer, random.randint(1, 4), random.randint(0, 15))
+            random.choice(sockets).learns(peer, random.randint(1, 4), random.choice((0, 1, 3, 13)))
         else:
             self.listener.gets(peer, random.randint(1, 4), b"client")
 
     def other(self) -> None:
         random, guest = self.random, self.guest
-        if random.random() < 0.5:
+        if random.random() < 0.3:
+            offset, size = 8 * random.randint(0, 4), random.choice((8, 16, 24, 5))
+            more, ident, data = random.random() < 0.7, random.randint(1, 4), bytes(size)
+            if guest.cast.family == 4:
+                guest.sends_ip(WEB, 17, data, ident=ident, fragment=offset >> 3 | (0x2000 if more else 0))
+            else:
+                head = bytes((17, 0)) + (offset | more).to_bytes(2, "big") + ident.to_bytes(4, "big")
+                guest.sends_ip(WEB, 44, data, extensions=head)
+        elif random.random() < 0.5 and guest.cast.family == 6:
+            target = self.real(random.choice((GATEWAY, DNS, GUEST, WEB, ip("10.0.2.9"))))
+            options = random.choice((b"", b"\x01\x01" + guest.mac, b"\x02\x01" + guest.mac, b"\x01\x00"))
+            message = guest.icmp(GATEWAY, random.randint(133, 137), 0, bytes(4), target + options)
+            guest.sends_ip(GATEWAY, 58, message, ttl=random.choice((255, 255, 254)))
+        elif random.random() < 0.5:
             guest.sends_arp(random.randint(1, 2), bytes((10, 0, 2, random.randint(1, 9))), GATEWAY)
         else:
             guest.sends_echo(random.choice((WEB, GATEWAY, DNS)), random.randint(1, 4), 1, bytes(random.randint(0, 99)))
@@ -253,8 +293,8 @@ class Chaos:
         self.world.deaf = not self.world.deaf
 
 
-@hunt(st.integers(0, 2**64), st.booleans(), heavy=True)
-def test_sessions(seed: int, offload: bool) -> None:
+@hunt(st.integers(0, 2**64), st.booleans(), st.sampled_from((4, 6)), heavy=True)
+def test_sessions(seed: int, offload: bool, family: int) -> None:
     """Invariant: what ``World.check`` says, after every event of 150: bounds, timers, memory counted to the byte; only
     well-formed frames; no call to a closed host side; and at the end nothing is left."""
-    Chaos(seed, offload).lives(150)
+    Chaos(seed, offload, family).lives(150)

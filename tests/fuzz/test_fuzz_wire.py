@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from wire import oracle
 
 from netd.services import dns as forwarding
-from netd.wire import checksum, dns, tcp
+from netd.wire import checksum, dns, ipv6, ndp, tcp
 
 from .hunt import hunt
 
@@ -25,6 +25,49 @@ def test_tcp_options(data: bytes) -> None:
     assert 0 <= mss <= 65535 and -1 <= wscale <= 14
     assert tcp.parse_options(b"\x00" + data) == (0, -1)
     assert tcp.parse_options(b"\x01" + data) == (mss, wscale)
+
+
+@hunt(any_bytes | pieces)
+def test_sack_permitted(data: bytes) -> None:
+    """Invariant: no exception; an end of list hides what lies behind, a no-operation hides nothing."""
+    found = tcp.sack_permitted(memoryview(data))
+    assert not tcp.sack_permitted(b"\x00" + data)
+    assert tcp.sack_permitted(b"\x01" + data) == found and tcp.sack_permitted(b"\x04\x02" + data)
+    assert not found or b"\x04" in data
+
+
+headers6 = st.lists(
+    st.tuples(st.sampled_from([0, 43, 44, 60, 60, 17, 59]), st.sampled_from([0, 0, 1, 2, 255]), st.integers(0, 2)),
+    max_size=12,
+).map(lambda items: b"".join(bytes((kind, size, 0, left)) + bytes(size * 8 + 4) for kind, size, left in items))
+
+
+@hunt(any_bytes | headers6, st.integers(0, 255) | st.sampled_from([0, 43, 60]), any_bytes)
+def test_extension_headers(data: bytes, first: int, behind: bytes) -> None:
+    """Invariant: no exception; the walk ends inside the packet, forward only, at a header that is none of those it walks
+    (or at segments left), named by a field before it; and what lies behind the packet does not count."""
+    frame = memoryview(bytes(54) + data + behind)
+    end = 54 + len(data)
+    protocol, at, named = ipv6.walk(frame, 54, end, first)
+    assert 54 <= at <= end and 20 <= named < max(at, 54) and (at - 54) % 8 == 0
+    assert protocol == ipv6.ROUTING or protocol not in ipv6.EXTENSIONS
+    assert at - 54 <= ipv6.EXTENSIONS_MAX * 2048
+    if protocol >= 0:
+        assert protocol == (first if named == 20 else frame[named])
+    assert ipv6.walk(memoryview(bytes(54) + data), 54, end, first) == (protocol, at, named)
+
+
+@hunt(any_bytes | st.lists(st.binary(min_size=6, max_size=6).map(lambda b: b"\x01\x01" + b)).map(b"".join))
+def test_ndp_options(data: bytes) -> None:
+    """Invariant: no exception; None, or options that together fill the message, each a multiple of 8 bytes long."""
+    found = ndp.options(memoryview(data))
+    if found is None:
+        return
+    assert len(data) % 8 == 0
+    assert all((len(value) + 2) % 8 == 0 and bytes(value) in data for value in found.values())
+    assert sum(len(value) + 2 for value in found.values()) <= len(data)
+    assert bool(found) == bool(data)
+    assert ndp.options(data + b"\x01") is None and ndp.options(data + b"\x01\x00") is None
 
 
 @hunt(any_bytes)

@@ -108,7 +108,7 @@ def fix_checksums(frame: bytearray) -> None:
     frame[24:26] = bytes(2)
     frame[24:26] = checksum.finish(checksum.total(frame[14:34])).to_bytes(2, "big")
     frame[50:52] = bytes(2)
-    pseudo = checksum.pseudo_ipv4(frame[26:30], frame[30:34], 6, len(frame) - 34)
+    pseudo = checksum.pseudo(frame[26:30], frame[30:34], 6, len(frame) - 34)
     frame[50:52] = checksum.finish(pseudo + checksum.total(frame[34:])).to_bytes(2, "big")
 
 

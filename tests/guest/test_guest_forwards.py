@@ -278,7 +278,7 @@ async def test_specs_that_cannot_be(world: World, attach: Attach) -> None:
         ForwardSpec("tcp", 1000, 80, range=-5),
         ForwardSpec("tcp", 1000, 80, host_ip="localhost"),
         ForwardSpec("tcp", 1000, 80, host_ip="127.1"),
-        ForwardSpec("tcp", 1000, 80, host_ip="::1"),
+        ForwardSpec("tcp", 1000, 80, host_ip="::1%"),
         ForwardSpec("tcp", 1000, 80, container_ip="web"),
     ):
         with pytest.raises(InvalidSpec):

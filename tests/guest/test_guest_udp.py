@@ -174,7 +174,7 @@ async def test_what_does_not_fit_is_dropped_by_name(world: World, attach: Attach
         server.sendto(bytes(1473), seen)
         server.sendto(b"next", seen)
         assert await aside(client.recv, 65535) == b"next"
-        assert guest.counters()["drop_udp_too_big"] == 1
+        assert guest.counters()["drop_too_big"] == 1
         client.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: IP_PMTUDISC_DONT
         client.sendto(bytes(1473), server.getsockname())
         await until(lambda: guest.counters()["drop_fragment"] == 2, "two fragments")

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from netd.link import vnet_hdr
 from netd.link.tap import BATCH, FRAME_MAX, Tap, is_attached
 from netd.netns.plan import TapPlan
 from netd.netns.tun import open_tap
-from netd.wire import checksum, ethernet, ipv4, tcp, udp
+from netd.wire import checksum, ethernet, ipv4, tcp, udp, vnet_hdr
 from tests.lab import Netns, missing, open_fds
 
 ETH_P_ALL = 3
@@ -42,7 +41,7 @@ class Link:
         before = -1
         while len(frames) != before:
             before = len(frames)
-            assert self.tap.receive(lambda view, vouched, now: frames.append((bytes(view), vouched)), 1.5)
+            assert self.tap.receive(lambda view, vouched, segment, now: frames.append((bytes(view), vouched)), 1.5, 1e9)
         return frames
 
     def close(self) -> None:
@@ -75,7 +74,7 @@ def test_frames_come_in_order_and_no_more_than_a_batch_at_once(link: Link) -> No
         link.guest.send(one)
     for size in (BATCH, BATCH, 10, 0):
         got: list[tuple[bytes, float]] = []
-        assert link.tap.receive(lambda view, vouched, now, got=got: got.append((bytes(view), now)), 7.0)  # type: ignore[misc]
+        assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0, 1e9)  # type: ignore[misc]
         assert got == [(one, 7.0) for one in sent[:size]]
         del sent[:size]
 
@@ -103,7 +102,7 @@ def test_what_the_device_vouches_for(link: Link) -> None:
         sender.sendto(b"by the kernel", ("10.0.2.2", 9))
         [(got, vouched)] = link.take()
     assert vouched is link.tap.vnet  # partial: the sum is ours to complete, or to leave
-    pseudo = checksum.pseudo_ipv4(got[26:30], got[30:34], ipv4.UDP, len(got) - 34)
+    pseudo = checksum.pseudo(got[26:30], got[30:34], ipv4.UDP, len(got) - 34)
     assert checksum.valid(pseudo + checksum.total(got[34:])) is not vouched
 
 
@@ -116,7 +115,7 @@ def test_a_finished_frame_arrives_as_it_is(link: Link) -> None:
     one = ethernet.HEADER.pack(link.mac, OTHER, 0x88B5)
     for payload in (b"x", os.urandom(1500)):
         for header, rest in ((one, payload), (one + payload, b""), (bytearray(one), memoryview(payload))):
-            assert link.tap.transmit(header, rest, 0, 0, 0)
+            assert link.tap.transmit(vnet_hdr.PLAIN + header, rest)
             assert link.guest.recv(2000) == one + payload
     assert link.tap.drops == 0
 
@@ -126,10 +125,10 @@ def test_a_checksum_left_to_the_device(link: Link) -> None:
     with link.netns.datagrams("10.0.2.100", 5000) as receiver:
         receiver.settimeout(5)
         for payload in (b"", b"odd", os.urandom(1400)):
-            pseudo = checksum.pseudo_ipv4(b"\x0a\0\2\2", b"\x0a\0\2\x64", ipv4.UDP, 8 + len(payload))
+            pseudo = checksum.pseudo(b"\x0a\0\2\2", b"\x0a\0\2\x64", ipv4.UDP, 8 + len(payload))
             header = ipv4_frame(link, ipv4.UDP, udp.HEADER.pack(9, 5000, 8 + len(payload), pseudo) + payload)
             header = header[: len(header) - len(payload)]
-            assert link.tap.transmit(header, payload, 34, udp.CHECKSUM_OFFSET, 0)
+            assert link.tap.transmit(vnet_hdr.partial(34, udp.CHECKSUM_OFFSET) + header, payload)
             assert receiver.recv(2000) == payload
 
 
@@ -140,21 +139,22 @@ def test_a_super_frame_is_taken_whole(link: Link) -> None:
         pytest.skip("this kernel takes no super-frames")
     payload = os.urandom(1460 * 20 + 7)
     segment = tcp.HEADER.pack(80, 5000, 1, 1, 5 << 12 | tcp.ACK, 512, 0, 0)
-    pseudo = checksum.pseudo_ipv4(b"\x0a\0\2\2", b"\x0a\0\2\x64", ipv4.TCP, len(segment) + len(payload))
+    pseudo = checksum.pseudo(b"\x0a\0\2\2", b"\x0a\0\2\x64", ipv4.TCP, len(segment) + len(payload))
     segment = segment[:16] + pseudo.to_bytes(2, "big") + segment[18:]
     whole = ipv4_frame(link, ipv4.TCP, segment + payload)
-    assert link.tap.transmit(whole[:54], payload, 34, tcp.CHECKSUM_OFFSET, 1460)
+    vnet = vnet_hdr.HEADER.pack(vnet_hdr.NEEDS_CSUM, vnet_hdr.GSO_TCPV4, 54, 1460, 34, tcp.CHECKSUM_OFFSET)
+    assert link.tap.transmit(vnet + whole[:54], payload)
     got = link.guest.recv(65536)
     assert got[54:] == payload and got[14:34] == whole[14:34]
     assert link.tap.drops == 0
 
 
 def test_a_frame_the_kernel_will_not_have_is_counted(link: Link) -> None:
-    assert not link.tap.transmit(b"short", b"", 0, 0, 0)
+    assert not link.tap.transmit(vnet_hdr.PLAIN + b"short", b"")
     assert link.tap.drops == 1
     if link.tap.vnet:
         header = ethernet.HEADER.pack(link.mac, OTHER, ethernet.IPV4)
-        assert not link.tap.transmit(header, b"", 60000, 6, 0)  # a checksum beyond the end
+        assert not link.tap.transmit(vnet_hdr.partial(60000, 6) + header, b"")  # a checksum beyond the end
         assert link.tap.drops == 2
 
 
@@ -162,10 +162,10 @@ def test_down_is_not_gone(link: Link) -> None:
     link.netns.ip("link set tap0 down")
     link.take()
     assert is_attached(link.tap.fd)
-    assert not link.tap.transmit(ethernet.HEADER.pack(link.mac, OTHER, 0x88B5), b"x", 0, 0, 0)
+    assert not link.tap.transmit(vnet_hdr.PLAIN + ethernet.HEADER.pack(link.mac, OTHER, 0x88B5), b"x")
     assert link.tap.drops == 1
     link.netns.ip("link set tap0 up")
-    assert link.tap.transmit(ethernet.HEADER.pack(link.mac, OTHER, 0x88B5), b"x", 0, 0, 0)
+    assert link.tap.transmit(vnet_hdr.PLAIN + ethernet.HEADER.pack(link.mac, OTHER, 0x88B5), b"x")
     link.take()
     assert link.guest.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ENETDOWN  # told once
     link.guest.send(frame(b"again"))
@@ -176,8 +176,8 @@ def test_deleted_is_gone(link: Link) -> None:
     link.guest.send(frame(b"still queued"))
     link.netns.ip("link delete tap0")
     assert not is_attached(link.tap.fd)
-    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0)
-    assert not link.tap.transmit(bytes(14), b"x", 0, 0, 0)
+    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0, 1.0)
+    assert not link.tap.transmit(vnet_hdr.PLAIN + bytes(14), b"x")
 
 
 def test_closing_removes_the_device_at_once_and_once(link: Link) -> None:

@@ -10,10 +10,19 @@ from .guest import Guest
 from .world import World
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every script is played in both families; those marked ``ipv4`` or ``ipv6`` in that one."""
+    if "family" in metafunc.fixturenames and not any(
+        "family" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize")
+    ):
+        only4, only6 = (metafunc.definition.get_closest_marker(name) for name in ("ipv4", "ipv6"))
+        metafunc.parametrize("family", [4] if only4 else [6] if only6 else [4, 6], ids="ipv{}".format)
+
+
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(family: int) -> Iterator[World]:
     """An interface with offload at MTU 1500. What the stack said and no test saw is a failure."""
-    world = World()
+    world = World(family=family)
     yield world
     assert not world.sent, [sent.frame.hex() for sent in world.sent]
     world.ends()
@@ -25,9 +34,9 @@ def guest(world: World) -> Guest:
 
 
 @pytest.fixture
-def plain() -> Iterator[Guest]:
+def plain(family: int) -> Iterator[Guest]:
     """A guest behind a link without offload: checksums in software, no super-frames."""
-    world = World(offload=False)
+    world = World(offload=False, family=family)
     yield Guest(world)
     assert not world.sent, [sent.frame.hex() for sent in world.sent]
     world.ends()

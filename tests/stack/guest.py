@@ -2,13 +2,17 @@
 
 Sequence numbers in a script are readable: the guest's own begin where the script says (``seq=100``), the stack's are
 counted from its initial number (its SYN is 0, its first byte 1). ``shift`` is added to the guest's on the wire.
+Addresses in a script are IPv4's and played by the world's cast (``cast``).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from wire import oracle
 from wire.oracle import ACK, FIN, PSH, RST, SYN, Segment
 
+from .cast import ICMP6
 from .host import FakeStream
 from .world import DNS, DNS_MAC, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, Sent, World
 
@@ -27,22 +31,54 @@ class Guest:
 
     def __init__(self, world: World, address: bytes = GUEST, mac: bytes = GUEST_MAC) -> None:
         self.world = world
-        self.address = address
+        self.cast = world.cast
+        self.address = self.cast.real(address)
         self.mac = mac
+        self.echo_request = 8 if self.cast.family == 4 else 128
         self._port = 40000
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def sends_ip(self, dst: bytes, protocol: int, payload: bytes, src: bytes | None = None, **fields: int) -> None:
-        packet = oracle.ip4(src or self.address, dst, protocol, payload, **fields)  # type: ignore[arg-type]
-        self.world.receive(oracle.eth(DNS_MAC if dst == DNS else GATEWAY_MAC, self.mac, 0x0800, packet))
+    def sends_ip(
+        self, dst: bytes, protocol: int, payload: bytes, src: bytes | None = None, segment: int = 0, **fields: Any
+    ) -> None:
+        """``payload`` is for the wire: its checksum is of the real addresses."""
+        self.world.receive(self.frame(dst, protocol, payload, src, **fields), segment=segment)
 
-    def sends_udp(self, dst: bytes, dport: int, payload: bytes, sport: int = 5000, src: bytes | None = None) -> None:
-        self.sends_ip(dst, 17, oracle.udp(src or self.address, dst, sport, dport, payload), src)
+    def frame(self, dst: bytes, protocol: int, payload: bytes, src: bytes | None = None, **fields: Any) -> bytes:
+        to_mac = DNS_MAC if dst == DNS else GATEWAY_MAC
+        src, dst = self.cast.real(src or self.address), self.cast.real(dst)
+        build = oracle.ip4 if self.cast.family == 4 else oracle.ip6
+        return oracle.eth(to_mac, self.mac, self.cast.ethertype, build(src, dst, protocol, payload, **fields))
 
-    def sends_echo(self, dst: bytes, ident: int, sequence: int, payload: bytes = b"") -> None:
+    def datagram(
+        self, dst: bytes, dport: int, payload: bytes, sport: int = 5000, src: bytes | None = None, **fields: bool
+    ) -> bytes:
+        """The layer 4 of one."""
+        return oracle.udp(self.cast.real(src or self.address), self.cast.real(dst), sport, dport, payload, **fields)
+
+    def sends_udp(
+        self,
+        dst: bytes,
+        dport: int,
+        payload: bytes,
+        sport: int = 5000,
+        src: bytes | None = None,
+        segment: int = 0,
+        **fields: Any,
+    ) -> None:
+        self.sends_ip(dst, 17, self.datagram(dst, dport, payload, sport, src), src, segment, **fields)
+
+    def icmp(self, dst: bytes, type_: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
+        """One message, ``type_`` and ``code`` as in this family."""
+        if self.cast.family == 4:
+            return oracle.icmp(type_, code, rest, payload)
+        return oracle.icmp6(self.address, self.cast.real(dst), type_, code, rest, payload)
+
+    def sends_echo(self, dst: bytes, ident: int, sequence: int, payload: bytes = b"", **fields: int) -> None:
         rest = ident.to_bytes(2, "big") + sequence.to_bytes(2, "big")
-        self.sends_ip(dst, 1, oracle.icmp(8, 0, rest, payload))
+        message = self.icmp(dst, self.echo_request, 0, rest, payload)
+        self.sends_ip(dst, self.cast.icmp, message, **fields)
 
     def sends_arp(self, oper: int, spa: bytes, tpa: bytes, sha: bytes | None = None) -> None:
         packet = oracle.arp(oper, sha or self.mac, spa, bytes(6), tpa)
@@ -57,20 +93,33 @@ class Guest:
     def sees_nothing(self) -> None:
         assert not self.world.sent, [s.frame.hex() for s in self.world.sent]
 
+    def sees_fragments(self) -> bytes:
+        """The layer 4 of one datagram that comes in fragments, in order."""
+        whole, more = b"", True
+        while more:
+            packet = self.next().packet
+            assert packet is not None and packet.fragment is not None
+            _, offset, more = packet.fragment
+            assert offset == len(whole) and (not more or len(packet.payload) % 8 == 0)
+            whole += packet.payload
+        return whole
+
     def sees_udp(self, src: bytes, sport: int, payload: bytes, dport: int = 5000) -> Sent:
         sent = self.next()
         assert sent.packet is not None and sent.packet.protocol == 17
-        assert (sent.packet.src, sent.packet.dst) == (src, self.address)
+        assert (sent.packet.src, sent.packet.dst) == (self.cast.real(src), self.address)
         assert oracle.read_udp(sent.packet, sent.data) == (sport, dport, payload)
         assert sent.packet.dst_mac == self.mac
         assert sent.packet.src_mac == (DNS_MAC if src == DNS else GATEWAY_MAC)
         return sent
 
     def sees_icmp(self, type_: int, code: int, src: bytes) -> tuple[bytes, bytes]:
-        """(rest of the header, payload)."""
+        """(rest of the header, payload); ``type_`` and ``code`` are IPv4's."""
+        if self.cast.family == 6:
+            type_, code = ICMP6[type_, code]
         sent = self.next()
-        assert sent.packet is not None and sent.packet.protocol == 1
-        assert (sent.packet.src, sent.packet.dst, sent.packet.dst_mac) == (src, self.address, self.mac)
+        assert sent.packet is not None and sent.packet.protocol == self.cast.icmp, sent.frame.hex()
+        assert (sent.packet.src, sent.packet.dst, sent.packet.dst_mac) == (self.cast.real(src), self.address, self.mac)
         found_type, found_code, rest, payload = oracle.read_icmp(sent.packet)
         assert (found_type, found_code) == (type_, code)
         return rest, payload
@@ -78,11 +127,29 @@ class Guest:
     def sees_unreachable(self, code: int, src: bytes, protocol: int, dst: bytes) -> bytes:
         """Destination unreachable that quotes a datagram to ``dst``; the 8 bytes of its layer 4 (RFC 792)."""
         _, quote = self.sees_icmp(3, code, src)
+        return self.quoted(quote, protocol, dst)
+
+    def quoted(self, quote: bytes, protocol: int, dst: bytes) -> bytes:
+        """The 8 bytes of layer 4 in an error's quote of a datagram of ours to ``dst``."""
+        if self.cast.family == 6:
+            protocol = {1: 58}.get(protocol, protocol)
+            assert quote[0] >> 4 == 6
+            assert (quote[6], quote[8:24], quote[24:40]) == (protocol, self.address, self.cast.real(dst))
+            assert 48 <= len(quote) <= 1232
+            return quote[40:48]
         ihl = (quote[0] & 15) * 4
         assert oracle.checksum(quote[:ihl]) == 0
         assert (quote[9], quote[12:16], quote[16:20]) == (protocol, self.address, dst)
         assert len(quote) == ihl + 8
         return quote[ihl:]
+
+    def sums(self, src: bytes, data: bytes, protocol: int = 1) -> bool:
+        """Whether the checksum of the layer 4 ``data`` from ``src`` is right."""
+        if protocol == 1 and self.cast.family == 4:
+            return oracle.checksum(data) == 0
+        protocol = self.cast.icmp if protocol == 1 else protocol
+        pseudo = oracle.pseudo_header(self.cast.real(src), self.address, protocol, len(data))
+        return oracle.checksum(pseudo + data) == 0
 
     def sees_arp(self) -> tuple[int, bytes, bytes, bytes, bytes]:
         sent = self.next()
@@ -117,7 +184,8 @@ class Guest:
         """A client of the published ``port`` has connected on the host; the SYN is on the wire."""
         world = self.world
         stream = world.host.new_stream((client, cport))
-        connection = world.interface.tcp.open_to_guest(client, cport, self.address, port, stream, world.now)
+        tcp = world.interface.tcp
+        connection = tcp.open_to_guest(self.cast.real(client), cport, self.address, port, stream, world.now)
         assert connection is not None
         stream.connection = connection
         world.flush()
@@ -169,13 +237,12 @@ class Conversation:
         self.wnd = wnd
         if flags & ACK:
             self.edge = max(self.edge, ack + (wnd << (0 if flags & SYN else self.wscale)))
-        src, dst = self.guest.address, self.remote
+        src, dst = self.guest.address, self.guest.cast.real(self.remote)
         wire_ack = (ack + max(self.iss, 0)) & MASK if flags & ACK else 0
         segment = oracle.tcp(
             src, dst, self.port, self.rport, (seq + self.shift) & MASK, wire_ack, flags, wnd, data, options
         )
-        packet = oracle.ip4(src, dst, 6, segment)
-        frame = oracle.eth(GATEWAY_MAC, self.guest.mac, 0x0800, packet)
+        frame = self.guest.frame(self.remote, 6, segment)
         if not frame_only:
             self.world.receive(frame)
         return frame
@@ -188,9 +255,9 @@ class Conversation:
         assert sent.packet is not None and sent.packet.protocol == 6, sent.frame.hex()
         packet = sent.packet
         segment = oracle.read_tcp(packet, sent.data)
-        assert (packet.src, packet.dst) == (self.remote, self.guest.address)
+        assert (packet.src, packet.dst) == (self.guest.cast.real(self.remote), self.guest.address)
         assert packet.dst_mac == self.guest.mac
-        assert packet.src_mac == (DNS_MAC if packet.src == DNS else GATEWAY_MAC)
+        assert packet.src_mac == (DNS_MAC if self.remote == DNS else GATEWAY_MAC)
         assert (segment.sport, segment.dport) == (self.rport, self.port)
         seq, ack = segment.seq, segment.ack
         if segment.flags & SYN:

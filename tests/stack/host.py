@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from netd.stack import ports
 from netd.stack.flow import EchoFlow, UdpFlow
 
+from .cast import ICMP6
+
 if TYPE_CHECKING:
     from .world import World
 
@@ -146,13 +148,17 @@ class FakeDatagrams:
         self.guest, self.port = guest, port
         self.flows: list[UdpFlow] = []
         self.sent: list[tuple[bytes, int, bytes]] = []
+        self.hops: list[int] = []  # of each, TTL << 8 | TOS
+        self.segments: list[int] = []  # of each
         self.closed = False
 
-    def send(self, flow: UdpFlow, payload: ports.Buffer) -> None:
+    def send(self, flow: UdpFlow, payload: ports.Buffer, hops: int, segment: int) -> None:
         assert flow in self.flows, "sends for a flow it does not serve"
         if self.closed:
             self.world.host.faults.append("datagram after close")
-        self.sent.append((flow.target, flow.target_port, bytes(payload)))
+        self.sent.append((self.world.cast.name(flow.target), flow.target_port, bytes(payload)))
+        self.hops.append(hops)
+        self.segments.append(segment)
 
     def adopt(self, flow: UdpFlow) -> None:
         assert flow not in self.flows
@@ -166,16 +172,18 @@ class FakeDatagrams:
             self.closed = True
             self.world.host.endpoints.pop((self.guest, self.port), None)
 
-    def gets(self, ip: bytes, port: int, payload: bytes) -> None:
-        """A datagram from ``ip``:``port`` arrives on the socket."""
-        buffer = bytearray(payload)
-        self.world.interface.udp.from_host(self.guest, self.port, ip, port, self, memoryview(buffer), self.world.now)
+    def gets(self, ip: bytes, port: int, payload: bytes, segment: int = 0, tos: int = 0) -> None:
+        """A datagram from ``ip``:``port`` arrives on the socket; several of size ``segment`` (UDP GRO)."""
+        buffer, now, ip = bytearray(payload), self.world.now, self.world.cast.real(ip)
+        udp = self.world.interface.udp
+        udp.from_host(self.guest, self.port, ip, port, self, memoryview(buffer), now, segment, tos)
         buffer[:] = b"\xaa" * len(buffer)
         self.world.flush()
 
     def learns(self, ip: bytes, port: int, code: int) -> None:
-        """An ICMP error about ``ip``:``port``."""
-        self.world.interface.udp.host_error(self.guest, self.port, ip, port, code)
+        """Unreachable, about ``ip``:``port``; the code is IPv4's."""
+        error = self.world.host.error(3, code)
+        self.world.interface.udp.host_error(self.guest, self.port, self.world.cast.real(ip), port, error)
 
 
 class FakeListener:
@@ -183,12 +191,12 @@ class FakeListener:
 
     def __init__(self, world: World, guest: bytes, port: int) -> None:
         self.world = world
-        self.guest, self.port = guest, port
+        self.guest, self.port = world.cast.real(guest), port
         self.flows: list[UdpFlow] = []
         self.sent: list[tuple[bytes, int, bytes]] = []
 
-    def send(self, flow: UdpFlow, payload: ports.Buffer) -> None:
-        self.sent.append((flow.target, flow.target_port, bytes(payload)))
+    def send(self, flow: UdpFlow, payload: ports.Buffer, hops: int, segment: int) -> None:
+        self.sent.append((self.world.cast.name(flow.target), flow.target_port, bytes(payload)))
 
     def adopt(self, flow: UdpFlow) -> None:
         self.flows.append(flow)
@@ -199,7 +207,8 @@ class FakeListener:
     def gets(self, ip: bytes, port: int, payload: bytes) -> UdpFlow:
         """A client's datagram."""
         world = self.world
-        flow = world.interface.udp.from_forward(self.guest, self.port, ip, port, self, world.now)
+        udp = world.interface.udp
+        flow = udp.from_forward(self.guest, self.port, world.cast.real(ip), port, self, world.now)
         flow.deadline = world.now + flow.idle
         flow.to_guest(memoryview(payload))
         world.flush()
@@ -212,11 +221,13 @@ class FakeEcho:
     def __init__(self, flow: EchoFlow) -> None:
         self.flow = flow
         self.sent: list[tuple[int, bytes]] = []
+        self.hops: list[int] = []
         self.closed = False
 
-    def send(self, flow: EchoFlow, sequence: int, payload: ports.Buffer) -> None:
+    def send(self, flow: EchoFlow, sequence: int, payload: ports.Buffer, hops: int) -> None:
         assert flow is self.flow and not self.closed
         self.sent.append((sequence, bytes(payload)))
+        self.hops.append(hops)
 
     def close(self) -> None:
         assert not self.closed
@@ -248,8 +259,15 @@ class FakeHost:
         self.streams.append(stream)
         return stream
 
+    def error(self, type_: int, code: int, info: int = 0, offender: bytes = b"") -> ports.HostError:
+        """In the script's family; type and code are IPv4's."""
+        cast = self.world.cast
+        if cast.family == 6:
+            type_, code = ICMP6[type_, code]
+        return ports.HostError(type_, code, info, cast.real(offender))
+
     def connect(self, connection: ports.GuestStream, ip: bytes, port: int) -> FakeStream:
-        stream = self.new_stream((ip, port))
+        stream = self.new_stream((self.world.cast.name(ip), port))
         stream.connection = connection
         if self.on_connect is not None:
             self.on_connect(stream)

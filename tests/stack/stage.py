@@ -13,7 +13,7 @@ from wire import oracle
 from .guest import Guest
 from .host import FakeStream
 from .kernel import Kernel
-from .world import GATEWAY_MAC, Sent, World
+from .world import Sent, World
 
 NEVER = float("inf")
 
@@ -125,8 +125,9 @@ def play(world: World, kernel: Kernel, stage: Stage, *, inbound: bool, host: byt
 
     def frames(now: float) -> None:
         for seq, ack, flags, wnd, payload, options in kernel.out:
-            segment = oracle.tcp(guest.address, remote, port, rport, seq, ack, flags, wnd, payload, options)
-            frame = oracle.eth(GATEWAY_MAC, guest.mac, 0x0800, oracle.ip4(guest.address, remote, 6, segment))
+            peer = world.cast.real(remote)
+            segment = oracle.tcp(guest.address, peer, port, rport, seq, ack, flags, wnd, payload, options)
+            frame = guest.frame(remote, 6, segment)
             stage.carry(lambda frame=frame: world.receive(frame))
         kernel.out.clear()
         while world.sent:

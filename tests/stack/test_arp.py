@@ -46,6 +46,14 @@ def test_our_addresses_are_not_the_guests_to_claim(world: World, guest: Guest, a
     assert len(world.interface.neighbors) == 0
 
 
+@pytest.mark.parametrize("address", ["8.8.8.8", "127.0.0.1", "10.0.2.255", "255.255.255.255", "224.0.0.1"])
+def test_addresses_of_another_link_teach_nothing(world: World, guest: Guest, address: str) -> None:
+    """Nor do they push the guest's own out of the table."""
+    guest.sends_arp(1, ip(address), GATEWAY)
+    guest.sees_arp()
+    assert len(world.interface.neighbors) == 0
+
+
 def test_without_a_dns_address() -> None:
     world = World(addressing=replace(ADDRESSING, dns=b""))
     guest = Guest(world)
@@ -76,6 +84,7 @@ def test_padding_does_not_matter_and_shortness_does(world: World, guest: Guest) 
     assert sum(v for k, v in world.counters.as_dict().items() if k.startswith("drop_")) == 1
 
 
+@pytest.mark.ipv4
 def test_a_guest_that_changed_its_mac_is_answered_there(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 9, b"a")
     guest.mac = OTHER_MAC

@@ -9,7 +9,7 @@ from wire import oracle
 from wire.oracle import SYN
 
 from .guest import Guest
-from .world import ADDRESSING, DNS, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
+from .world import ADDRESSING, DNS, GATEWAY, GATEWAY_MAC, GUEST, GUEST6, GUEST_MAC, ONLY4, WEB, WEB6, World, ip
 
 ECHO = oracle.icmp(8, 0, b"\x00\x01\x00\x01", b"payload")
 
@@ -25,12 +25,22 @@ def test_short_frames(world: World, size: int) -> None:
     assert world.counters.rx_bytes == size
 
 
-@pytest.mark.parametrize("ethertype", [0, 0x05DC, 0x0801, 0x0900, 0x86DD, 0x8100, 0x88CC, 0xFFFF])
+@pytest.mark.parametrize("ethertype", [0, 0x05DC, 0x0801, 0x0900, 0x86DC, 0x87DD, 0x8100, 0x88CC, 0xFFFF])
 def test_other_protocols_on_the_link(world: World, ethertype: int) -> None:
     world.receive(oracle.eth(GATEWAY_MAC, GUEST_MAC, ethertype, bytes(60)))
     assert drops(world) == {"drop_ethertype": 1}
 
 
+def test_a_network_without_ipv6_does_not_speak_it() -> None:
+    world = World(addressing=ONLY4)
+    assert world.interface.ndp is None
+    world.interface.start(world.now)
+    world.receive(oracle.eth(GATEWAY_MAC, GUEST_MAC, 0x86DD, oracle.ip6(GUEST6, WEB6, 17, bytes(8))))
+    assert drops(world) == {"drop_ethertype": 1}
+    world.ends()
+
+
+@pytest.mark.ipv4
 @pytest.mark.parametrize("protocol", [0, 2, 41, 47, 50, 132, 255])
 def test_other_protocols_over_ip(world: World, guest: Guest, protocol: int) -> None:
     guest.sends_ip(WEB, protocol, bytes(40))
@@ -45,6 +55,7 @@ def test_versions_and_header_lengths_that_cannot_be(world: World, first: int) ->
     assert drops(world) == {"drop_bad_header": 1}
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize("length", [0, 19, 20 + len(ECHO) + 1, 65535])
 def test_a_total_length_that_is_not_true(world: World, guest: Guest, length: int) -> None:
     guest.sends_ip(GATEWAY, 1, ECHO, length=length)
@@ -52,7 +63,9 @@ def test_a_total_length_that_is_not_true(world: World, guest: Guest, length: int
 
 
 def test_padding_behind_the_packet_is_cut(world: World, guest: Guest) -> None:
-    guest.sends_ip(GATEWAY, 1, ECHO + b"pad", length=20 + len(ECHO))
+    echo = guest.icmp(GATEWAY, guest.echo_request, 0, b"\x00\x01\x00\x01", b"payload")
+    length = len(echo) + (20 if guest.cast.family == 4 else 0)
+    guest.sends_ip(GATEWAY, guest.cast.icmp, echo + b"pad", length=length)
     assert guest.sees_icmp(0, 0, GATEWAY) == (b"\x00\x01\x00\x01", b"payload")
 
 
@@ -66,12 +79,15 @@ def test_a_header_checksum_that_is_wrong(world: World, at: int) -> None:
     assert sum(drops(world).values()) == 1
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x2001, 0x1FFF, 0x3FFF])
-def test_fragments(world: World, guest: Guest, fragment: int) -> None:
+def test_a_fragment_alone_comes_to_nothing(world: World, guest: Guest, fragment: int) -> None:
     guest.sends_ip(GATEWAY, 1, ECHO, fragment=fragment)
+    world.passes(world.limits.reassembly)
     assert drops(world) == {"drop_fragment": 1}
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize("fragment", [0x4000, 0x8000, 0xC000])
 def test_other_flags_are_no_fragments(world: World, guest: Guest, fragment: int) -> None:
     guest.sends_ip(GATEWAY, 1, ECHO, fragment=fragment)
@@ -81,6 +97,7 @@ def test_other_flags_are_no_fragments(world: World, guest: Guest, fragment: int)
 FOREIGN = ["10.0.3.1", "127.0.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "8.8.8.8"]
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize("protocol", [1, 6, 17])
 @pytest.mark.parametrize("src", [*FOREIGN, "10.0.2.2", "10.0.2.3", "10.0.2.255"])
 def test_sources_that_are_not_the_guests(world: World, guest: Guest, src: str, protocol: int) -> None:
@@ -115,7 +132,7 @@ def test_a_guest_alone_in_its_subnet_is_no_broadcast() -> None:
 
 def test_bytes_and_frames_are_counted(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 9, b"x" * 100)
-    assert (world.counters.rx_frames, world.counters.rx_bytes) == (1, 142)
+    assert (world.counters.rx_frames, world.counters.rx_bytes) == (1, 142 if guest.cast.family == 4 else 162)
     world.host.sockets[0].gets(WEB, 9, b"y" * 50)
     guest.sees_udp(WEB, 9, b"y" * 50)
     assert (world.counters.tx_frames, world.counters.tx_bytes) == (1, 50)
@@ -152,13 +169,14 @@ def test_a_data_offset_that_cannot_be(world: World, guest: Guest, offset: int) -
 
 
 def test_tcp_checksums_in_software(plain: Guest) -> None:
-    segment = oracle.tcp(GUEST, WEB, 1, 2, 3, 0, SYN, 100)
+    segment = oracle.tcp(plain.address, plain.cast.real(WEB), 1, 2, 3, 0, SYN, 100)
     plain.sends_ip(WEB, 6, segment[:-1] + b"\x01")
     assert drops(plain.world) == {"drop_bad_checksum": 1}
-    plain.sends_ip(WEB, 6, segment, options=b"\x01" * 4)
+    plain.sends_ip(WEB, 6, segment, **({"options": b"\x01" * 4} if plain.cast.family == 4 else {}))
     assert len(plain.world.host.streams) == 1
 
 
+@pytest.mark.ipv4
 def test_a_flow_behind_ip_options_is_the_same_flow(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects(port=4000)
     segment = oracle.tcp(GUEST, WEB, 4000, 80, 101, (tcp.iss + 1) & 0xFFFFFFFF, 0x18, 100, b"hello")

@@ -12,7 +12,7 @@ from wire.prop import quick
 
 from netd.stack import policy
 
-from .world import ADDRESSING, ip
+from .world import ADDRESSING, DNS, DNS6, GATEWAY, GATEWAY6, GUEST6, ONLY4, ROUTER6, WEB6, ip, ip6
 
 octets = st.binary(min_size=4, max_size=4)
 
@@ -20,13 +20,13 @@ octets = st.binary(min_size=4, max_size=4)
 @pytest.mark.parametrize(
     ("dst", "port", "loopback", "target"),
     [
-        ("10.0.2.2", 80, False, policy.Target(policy.REFUSE, code=0)),
+        ("10.0.2.2", 80, False, policy.Target(policy.REFUSE, reason=0)),
         ("10.0.2.2", 80, True, policy.Target(policy.DIRECT, b"\x7f\x00\x00\x01")),
         ("10.0.2.2", 53, True, policy.Target(policy.DIRECT, b"\x7f\x00\x00\x01")),
         ("10.0.2.3", 53, False, policy.Target(policy.RESOLVER)),
-        ("10.0.2.3", 853, True, policy.Target(policy.REFUSE, code=0)),
-        ("10.0.2.0", 80, True, policy.Target(policy.REFUSE, code=1)),
-        ("10.0.2.254", 80, True, policy.Target(policy.REFUSE, code=1)),
+        ("10.0.2.3", 853, True, policy.Target(policy.REFUSE, reason=0)),
+        ("10.0.2.0", 80, True, policy.Target(policy.REFUSE, reason=1)),
+        ("10.0.2.254", 80, True, policy.Target(policy.REFUSE, reason=1)),
         ("10.0.2.255", 80, True, policy.Target(policy.DROP)),
         ("10.0.1.255", 80, False, policy.Target(policy.DIRECT, b"\x0a\x00\x01\xff")),
         ("10.0.3.0", 80, False, policy.Target(policy.DIRECT, b"\x0a\x00\x03\x00")),
@@ -50,7 +50,7 @@ def test_every_destination_has_one_answer_and_loopback_needs_leave(dst: bytes, p
     target = policy.decide(ADDRESSING, loopback, dst, port)
     assert target.kind in (policy.DIRECT, policy.RESOLVER, policy.DROP, policy.REFUSE)
     assert (len(target.ip) == 4) == (target.kind == policy.DIRECT)
-    assert target.kind != policy.REFUSE or target.code in (0, 1)
+    assert target.kind != policy.REFUSE or target.reason in (0, 1)
     if target.kind == policy.DIRECT:
         address = ipaddress.IPv4Address(target.ip)
         if address.is_loopback:
@@ -59,6 +59,72 @@ def test_every_destination_has_one_answer_and_loopback_needs_leave(dst: bytes, p
             assert target.ip == dst
         assert not address.is_multicast and not address.is_unspecified
         assert address not in ipaddress.IPv4Network("10.0.2.0/24")
+
+
+# Addresses that mean something, and their neighbourhood.
+octets6 = (
+    st.binary(min_size=16, max_size=16)
+    | octets.map(lambda b: bytes(12) + b)
+    | octets.map(lambda b: bytes(10) + b"\xff\xff" + b)
+    | st.binary(min_size=8, max_size=8).map(lambda b: ip6("fd00::")[:8] + b)
+    | st.binary(min_size=15, max_size=15).map(lambda b: b"\xfe" + b)
+    | st.sampled_from([GATEWAY6, DNS6, ROUTER6, GUEST6, ip6("::1"), ip6("::"), ip6("ff02::1")])
+)
+
+
+@pytest.mark.parametrize(
+    ("dst", "port", "loopback", "target"),
+    [
+        (GATEWAY6, 80, False, policy.Target(policy.REFUSE, reason=0)),
+        (GATEWAY6, 80, True, policy.Target(policy.DIRECT, ip6("::1"))),
+        (DNS6, 53, False, policy.Target(policy.RESOLVER)),
+        (DNS6, 853, True, policy.Target(policy.REFUSE, reason=0)),
+        (ROUTER6, 80, True, policy.Target(policy.REFUSE, reason=1)),
+        (GUEST6, 80, True, policy.Target(policy.REFUSE, reason=1)),
+        (ip6("fe80::1"), 80, True, policy.Target(policy.REFUSE, reason=1)),
+        (ip6("fec0::1"), 80, True, policy.Target(policy.DIRECT, ip6("fec0::1"))),
+        (ip6("fd01::1"), 80, False, policy.Target(policy.DIRECT, ip6("fd01::1"))),
+        (ip6("::1"), 80, True, policy.Target(policy.DROP)),
+        (ip6("::"), 80, True, policy.Target(policy.DROP)),
+        (ip6("::ffff:7f00:1"), 80, True, policy.Target(policy.DROP)),
+        (ip6("::7f00:1"), 80, True, policy.Target(policy.DROP)),
+        (ip6("ff02::1"), 80, True, policy.Target(policy.DROP)),
+        (WEB6, 0, False, policy.Target(policy.DIRECT, WEB6)),
+    ],
+)
+def test_the_rules_of_ipv6(dst: bytes, port: int, loopback: bool, target: policy.Target) -> None:
+    assert policy.decide(ADDRESSING, loopback, dst, port) == target
+
+
+@quick
+@given(octets6, st.integers(0, 65535), st.booleans())
+def test_every_ipv6_destination_has_one_answer(dst: bytes, port: int, loopback: bool) -> None:
+    """And none reaches the host's own loopback without leave, be it in IPv4's clothes."""
+    target = policy.decide(ADDRESSING, loopback, dst, port)
+    assert target.kind in (policy.DIRECT, policy.RESOLVER, policy.DROP, policy.REFUSE)
+    assert (len(target.ip) == 16) == (target.kind == policy.DIRECT)
+    assert target.kind != policy.REFUSE or target.reason in (0, 1)
+    if target.kind == policy.DIRECT:
+        address = ipaddress.IPv6Address(target.ip)
+        assert address.ipv4_mapped is None
+        if address.is_loopback:
+            assert loopback and dst == GATEWAY6
+        else:
+            assert target.ip == dst
+        assert not address.is_multicast and not address.is_unspecified and not address.is_link_local
+        assert address not in ipaddress.IPv6Network("fd00::/64")
+        assert address not in ipaddress.IPv6Network("::/96") or address.is_loopback
+
+
+@quick
+@given(octets | octets6)
+def test_the_guest_has_nobody_elses_address(ip: bytes) -> None:
+    address = ipaddress.ip_address(ip)
+    if ADDRESSING.may_be_guest(ip):
+        assert not address.is_multicast and not address.is_loopback and not address.is_unspecified
+        assert ip not in (GATEWAY, DNS, GATEWAY6, DNS6, ROUTER6)
+        assert address.is_link_local or address in ipaddress.ip_network("fd00::/64" if len(ip) == 16 else "10.0.2.0/24")
+    assert not ONLY4.may_be_guest(ip) or len(ip) == 4
 
 
 @quick

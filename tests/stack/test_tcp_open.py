@@ -133,6 +133,7 @@ def test_where_policy_refuses_the_guest_is_told_at_once(
 GROUPS = ["224.0.0.1", "255.255.255.255", "127.0.0.1", "0.0.0.0", "10.0.2.255"]
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize("dst", GROUPS)
 @pytest.mark.parametrize("flags", [SYN, ACK, FIN | ACK, SYN | ACK], ids=["SYN", "ACK", "FIN", "SYNACK"])
 def test_tcp_to_a_group_is_dropped_in_silence(world: World, guest: Guest, dst: str, flags: int) -> None:
@@ -362,7 +363,7 @@ def test_the_host_resets_while_the_guest_is_asked(world: World, guest: Guest) ->
 def test_another_port_where_the_name_is_taken(world: World, guest: Guest) -> None:
     guest.accepts(WEB, 6000, 80)
     stream = world.host.new_stream(None)
-    connection = world.interface.tcp.open_to_guest(WEB, 6000, guest.address, 80, stream, world.now)
+    connection = world.interface.tcp.open_to_guest(guest.cast.real(WEB), 6000, guest.address, 80, stream, world.now)
     assert connection is not None
     stream.connection = connection
     sent = guest.next()

@@ -14,9 +14,10 @@ from wire.prop import slow
 
 from netd.stack.limits import Limits
 
+from .cast import Cast
 from .host import FakeStream
 from .stage import Faults, HostLife, Stage
-from .world import ADDRESSING, GUEST, World, ip
+from .world import ADDRESSING, GUEST, World, ip, ip6
 
 CLIENT = ip("10.9.9.9")
 MIRROR = replace(
@@ -25,6 +26,11 @@ MIRROR = replace(
     gateway=ip("10.9.9.1"),
     dns=ip("10.9.9.2"),
     network=int.from_bytes(ip("10.9.9.0"), "big"),
+    guest6=Cast(6).real(CLIENT),
+    gateway6=ip6("2001:db8::1"),
+    dns6=b"",
+    network6=int.from_bytes(Cast(6).real(bytes((10, 9, 9, 0))), "big"),
+    mask6=((1 << 120) - 1) << 8,
 )
 PATIENT = Limits(retries=30, syn_retries=12, rto_max=5.0, time_wait=120.0, receive_window=1 << 17, send_buffer=1 << 17)
 
@@ -33,7 +39,7 @@ def carry(stage: Stage, source: World, target: World) -> None:
     while source.sent:
         sent = source.sent.popleft()
         assert sent.packet is not None and sent.packet.protocol == 6
-        frame = sent.frame[:34] + sent.data
+        frame = sent.frame[: len(sent.frame) - len(sent.packet.payload)] + sent.data
         stage.carry(lambda frame=frame: target.receive(frame))
 
 
@@ -50,14 +56,18 @@ def carry(stage: Stage, source: World, target: World) -> None:
     back=st.sampled_from((0, 1, 20_000, 300_000)),
     offload=st.booleans(),
     waits=st.integers(0, 2),
+    family=st.sampled_from((4, 6)),
 )
-def test_both_streams_arrive_whole(seed: int, faults: Faults, forth: int, back: int, offload: bool, waits: int) -> None:
+def test_both_streams_arrive_whole(
+    seed: int, faults: Faults, forth: int, back: int, offload: bool, waits: int, family: int
+) -> None:
     stage = Stage(seed, faults)
-    a = World(limits=PATIENT, offload=offload)
-    b = World(limits=PATIENT, offload=offload, addressing=MIRROR)
+    a = World(limits=PATIENT, offload=offload, family=family)
+    b = World(limits=PATIENT, offload=offload, family=family, addressing=MIRROR)
     a.now = b.now = stage.now
     client = a.host.new_stream(None)
-    connection = a.interface.tcp.open_to_guest(CLIENT, 6000, GUEST, 80, client, a.now)
+    real = a.cast.real
+    connection = a.interface.tcp.open_to_guest(real(CLIENT), 6000, real(GUEST), 80, client, a.now)
     assert connection is not None
     client.connection = connection
     there, here = Random(seed).randbytes(forth), Random(seed + 1).randbytes(back)

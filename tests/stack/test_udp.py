@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from wire import oracle
 
@@ -10,7 +12,7 @@ from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, PORT_UNREACHABL
 
 from .guest import Guest
 from .host import FakeListener
-from .world import DNS, DNS_MAC, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
+from .world import ADDRESSING, DNS, DNS_MAC, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, World, ip
 
 LOOPBACK = ip("127.0.0.1")
 OTHER = ip("198.51.100.7")
@@ -43,11 +45,36 @@ def test_a_sum_of_zero_is_sent_as_all_ones(plain: Guest) -> None:
     """RFC 768: an all zero checksum means that there is none."""
     plain.sends_udp(WEB, 9, b"")
     (socket,) = plain.world.host.sockets
-    base = oracle.udp(WEB, GUEST, 9, 5000, b"\x00\x00")
+    base = oracle.udp(plain.cast.real(WEB), plain.address, 9, 5000, b"\x00\x00")
     missing = int.from_bytes(base[6:8], "big")
     socket.gets(WEB, 9, missing.to_bytes(2, "big"))
     sent = plain.sees_udp(WEB, 9, missing.to_bytes(2, "big"))
     assert sent.data[6:8] == b"\xff\xff"
+
+
+def test_a_flow_follows_a_guest_that_changed_its_mac(world: World, guest: Guest) -> None:
+    """A flow outlives the device it came by: what is sent later goes to the new one."""
+    guest.sends_udp(WEB, 1, b"a")
+    (socket,) = world.host.sockets
+    socket.gets(WEB, 1, b"b")
+    guest.sees_udp(WEB, 1, b"b")
+    guest.mac = b"\x02\x00\x00\x00\x00\xc8"
+    guest.sends_udp(WEB, 2, b"c")  # a new flow: its frame teaches the MAC
+    socket.gets(WEB, 1, b"d")
+    guest.sees_udp(WEB, 1, b"d")
+
+
+def test_a_client_heard_before_the_guest_has_spoken(family: int) -> None:
+    """Its frames are broadcast until there is somebody to send them to."""
+    world = World(family=family, addressing=replace(ADDRESSING, guest_mac=b"\xff" * 6))
+    guest = Guest(world)
+    listener = FakeListener(world, GUEST, 5000)
+    listener.gets(WEB, 999, b"hello")
+    assert world.sent.popleft().frame[:6] == b"\xff" * 6
+    guest.sends_udp(WEB, 1, b"x")
+    listener.gets(WEB, 999, b"again")
+    guest.sees_udp(WEB, 999, b"again")
+    world.ends()
 
 
 def test_one_host_port_for_all_peers_of_an_endpoint(world: World, guest: Guest) -> None:
@@ -114,6 +141,7 @@ def test_where_policy_refuses_the_guest_is_told(world: World, guest: Guest, dst:
     assert not world.host.sockets
 
 
+@pytest.mark.ipv4
 @pytest.mark.parametrize(
     ("dst", "counter"),
     [
@@ -243,11 +271,20 @@ def test_a_socket_that_cannot_be_opened(world: World, guest: Guest) -> None:
     assert world.interface.flow_counts()["udp"] == 0
 
 
-def test_too_big_for_the_link(world: World, guest: Guest) -> None:
+def test_too_big_for_the_link_comes_in_fragments(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 1, b"a")
-    world.host.sockets[0].gets(WEB, 1, b"x" * 1473)
+    payload = bytes(range(256)) * 234
+    world.host.sockets[0].gets(WEB, 1, payload)
+    datagram = guest.sees_fragments()
+    assert datagram[4:6] == (len(payload) + 8).to_bytes(2, "big") and datagram[8:] == payload
+    assert guest.sums(WEB, datagram, 17)
+
+
+def test_too_big_for_ip(world: World, guest: Guest) -> None:
+    guest.sends_udp(WEB, 1, b"a")
+    world.host.sockets[0].gets(WEB, 1, b"x" * 65528)
     guest.sees_nothing()
-    assert world.counters.drop_udp_too_big == 1
+    assert world.counters.drop_too_big == 1
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -267,7 +304,7 @@ def test_a_host_error_reaches_the_flow_it_is_about(world: World, guest: Guest) -
 def test_a_refusal_on_sending(world: World, guest: Guest) -> None:
     guest.sends_udp(WEB, 7, b"a", sport=1234)
     (flow,) = world.interface.udp.flows.values()
-    flow.refused(PORT_UNREACHABLE)
+    flow.refused(world.host.error(3, PORT_UNREACHABLE))
     guest.sees_unreachable(PORT_UNREACHABLE, GATEWAY, 17, WEB)
 
 
@@ -294,13 +331,15 @@ def test_less_than_a_header(world: World, guest: Guest, size: int) -> None:
 
 def test_checksums_in_software(plain: Guest) -> None:
     world = plain.world
-    good = oracle.udp(GUEST, WEB, 1, 2, b"hello")
+    good = plain.datagram(WEB, 2, b"hello", 1)
     bad = good[:-1] + b"\x00"
     plain.sends_ip(WEB, 17, bad)
     assert world.counters.drop_bad_checksum == 1 and not world.host.sockets
-    plain.sends_ip(WEB, 17, oracle.udp(GUEST, WEB, 1, 2, b"hello", summed=False))
+    plain.sends_ip(WEB, 17, plain.datagram(WEB, 2, b"hello", 1, summed=False))
     plain.sends_ip(WEB, 17, good)
-    assert world.host.sockets[0].sent == [(WEB, 2, b"hello")] * 2
+    both = plain.cast.family == 4  # RFC 8200 §8.1: in IPv6 it is not optional
+    assert world.host.sockets[0].sent == [(WEB, 2, b"hello")] * (2 if both else 1)
+    assert world.counters.drop_bad_checksum == (1 if both else 2)
 
 
 def test_a_vouched_checksum_is_not_looked_at(world: World, guest: Guest) -> None:
@@ -309,6 +348,7 @@ def test_a_vouched_checksum_is_not_looked_at(world: World, guest: Guest) -> None
     assert world.host.sockets[0].sent == [(WEB, 2, b"hello")]
 
 
+@pytest.mark.ipv4
 def test_ip_options_are_stepped_over(world: World, guest: Guest) -> None:
     guest.sends_ip(WEB, 17, oracle.udp(GUEST, WEB, 5000, 2, b"hello"), options=b"\x01" * 40)
     world.host.sockets[0].gets(WEB, 2, b"answer")
@@ -337,6 +377,7 @@ def test_a_client_that_could_not_be_answered_appears_as_the_gateway(world: World
     assert listener.sent == [(client, 999, b"answer")]
 
 
+@pytest.mark.ipv4
 def test_two_clients_that_look_alike_get_names_of_their_own(world: World, guest: Guest) -> None:
     listener = FakeListener(world, GUEST, 5000)
     first = listener.gets(LOOPBACK, 999, b"one")

@@ -5,26 +5,27 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire import oracle
 
 from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
+from netd.stack.ports import Services
 from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.sender import CHUNK_COST, DEFERRED, DUE
 from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER, Timed
 
+from .cast import Cast, ip, ip6
 from .host import FakeHost
 
-
-def ip(text: str) -> bytes:
-    return bytes(int(part) for part in text.split("."))
+__all__ = ["World", "ip", "ip6"]
 
 
 def mac(text: str) -> bytes:
@@ -38,6 +39,9 @@ WEB = ip("93.184.216.34")
 GUEST_MAC = mac("02:00:00:00:00:64")
 GATEWAY_MAC = mac("52:55:0a:00:02:02")
 DNS_MAC = mac("52:55:0a:00:02:03")
+GUEST6, GATEWAY6, DNS6 = map(Cast(6).real, (GUEST, GATEWAY, DNS))
+ROUTER6 = ip6("fe80::2")
+WEB6 = Cast(6).real(WEB)
 
 ADDRESSING = Addressing(
     guest=GUEST,
@@ -48,7 +52,16 @@ ADDRESSING = Addressing(
     gateway_mac=GATEWAY_MAC,
     dns_mac=DNS_MAC,
     guest_mac=GUEST_MAC,
+    guest6=GUEST6,
+    gateway6=GATEWAY6,
+    dns6=DNS6,
+    router6=ROUTER6,
+    network6=int.from_bytes(ip6("fd00::"), "big"),
+    mask6=((1 << 64) - 1) << 64,
 )
+ONLY4 = replace(ADDRESSING, guest6=b"", gateway6=b"", dns6=b"", router6=b"", network6=0, mask6=0)
+MTU = {4: 1500, 6: 1520}
+"""So that in both families a segment carries the same number of bytes, and a datagram, too."""
 
 
 @dataclass(frozen=True)
@@ -68,66 +81,72 @@ class World:
         self,
         *,
         offload: bool = True,
-        mtu: int = 1500,
+        mtu: int = 0,
         loopback: bool = False,
         limits: Limits | None = None,
         start: float = 1000.0,
         addressing: Addressing = ADDRESSING,
         secret: bytes = b"0123456789abcdef",
+        uso: bool = False,
+        services: Services | None = None,
+        family: int = 4,
     ) -> None:
+        """``family``: in which the script is played."""
+        self.cast = Cast(family)
         self.now = start
         self.offload = offload
-        self.mtu = mtu
+        self.mtu = mtu = mtu or MTU[family]
         self.limits = limits or Limits()
         self.host = FakeHost(self)
         self.sent: deque[Sent] = deque()
         self.deaf = False  # the device takes nothing
         self.batching = False
-        self.interface = Interface(addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret)
+        self.interface = Interface(
+            addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret, uso, services
+        )
         self.counters = self.interface.counters
         self.frames_in = 0
 
     # -- the wire ------------------------------------------------------------------------------------------------
 
-    def transmit(
-        self,
-        header: bytes | bytearray | memoryview,
-        payload: bytes | bytearray | memoryview,
-        checksum_at: int,
-        checksum_offset: int,
-        gso_size: int,
-    ) -> bool:
+    def transmit(self, header: bytes | bytearray | memoryview, payload: bytes | bytearray | memoryview) -> bool:
         """Every frame must be one that a device and a kernel take."""
-        frame = bytes(header) + bytes(payload)
-        assert self.offload or not (checksum_at or gso_size), "no offload on this link"
+        flags, kind, hdr_len, gso_size, checksum_at, checksum_offset = struct.unpack_from("=BBHHHH", header)
+        frame = bytes(header)[10:] + bytes(payload)
+        assert self.offload or not any(bytes(header)[:10]), "no offload on this link"
+        assert flags in (0, 1) and bool(kind) == bool(gso_size) == bool(hdr_len)
         if frame[12:14] == b"\x08\x06":
             oracle.read_arp(frame)
             sent = Sent(frame, None, b"", 0)
         else:
-            packet = oracle.read_ip4(frame)
+            packet = oracle.read_ip(frame)
             data = packet.payload
+            ip_size = 20 if len(packet.src) == 4 else 40
             if checksum_at:
-                assert checksum_at == 34, "layer 4 begins behind the IPv4 header"
+                assert flags == 1 and checksum_at == 14 + ip_size, "layer 4 begins behind the IP header"
                 assert checksum_offset == {6: 16, 17: 6}[packet.protocol]
                 data = oracle.complete(packet, checksum_offset)
             if gso_size:
-                assert packet.protocol == 6 and checksum_at
-                assert len(header) == 54 and len(payload) > gso_size, "a super-frame is more than one segment"
-                assert 40 + gso_size <= self.mtu and len(packet.payload) + 20 <= 65535
+                kinds = {(6, 20): 1, (6, 40): 4, (17, 20): 5, (17, 40): 5}
+                assert kind == kinds[packet.protocol, ip_size] and checksum_at
+                l4_size = 20 if packet.protocol == 6 else 8
+                assert hdr_len == len(header) - 10 == 14 + ip_size + l4_size
+                assert len(payload) > gso_size, "a super-frame is more than one segment"
+                assert ip_size + l4_size + gso_size <= self.mtu and len(packet.payload) + ip_size <= 65535
             else:
-                assert len(packet.payload) + 20 <= self.mtu, "larger than the link's MTU"
+                assert len(packet.payload) + ip_size <= self.mtu, "larger than the link's MTU"
             sent = Sent(frame, packet, data, gso_size)
         if self.deaf:
             return False
         self.sent.append(sent)
         return True
 
-    def receive(self, frame: bytes, vouched: bool | None = None) -> None:
+    def receive(self, frame: bytes, vouched: bool | None = None, segment: int = 0) -> None:
         """One frame from the guest; its buffer is overwritten afterwards, as the device's next read would."""
         buffer = bytearray(frame)
         view = memoryview(buffer)
         self.frames_in += 1
-        self.interface.from_guest(view, self.offload if vouched is None else vouched, self.now)
+        self.interface.from_guest(view, self.offload if vouched is None else vouched, segment, self.now)
         view.release()
         buffer[:] = b"\xaa" * len(buffer)
         buffer += b"\xaa"  # BufferError: a view of the frame was kept
@@ -172,6 +191,9 @@ class World:
         yield self.interface.tcp  # deferred ACKs
         yield from self.interface.udp.flows.values()
         yield from self.interface.icmp.flows.values()
+        yield from self.interface.reassembly.partials.values()
+        if self.interface.ndp is not None:
+            yield self.interface.ndp
 
     def passes(self, seconds: float) -> None:
         """Time passes; every timer fires when it is due."""
@@ -222,6 +244,9 @@ class World:
             assert connection.overflow and not connection.host.closed
             held += self.held_by(connection)
         assert tcp.memory.used == held
+        partials = interface.reassembly.partials
+        assert len(partials) <= limits.fragmented
+        assert interface.reassembly.held == sum(p.held for p in partials.values()) <= limits.fragment_bytes
         assert interface.poll_at() <= min((owner.deadline for owner in self.owners()), default=NEVER)
 
     def ends(self) -> None:

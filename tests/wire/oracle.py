@@ -22,7 +22,33 @@ def checksum(data: bytes) -> int:
 
 
 def pseudo_header(src: bytes, dst: bytes, protocol: int, length: int) -> bytes:
+    if len(src) == 16:  # RFC 8200 §8.1
+        return src + dst + length.to_bytes(4, "big") + bytes((0, 0, 0, protocol))
     return src + dst + bytes((0, protocol)) + length.to_bytes(2, "big")
+
+
+def ip6(
+    src: bytes,
+    dst: bytes,
+    protocol: int,
+    payload: bytes,
+    *,
+    extensions: bytes = b"",
+    ttl: int = 64,
+    tos: int = 0,
+    length: int | None = None,
+) -> bytes:
+    """RFC 8200 §3. ``extensions`` stand before the payload; then ``protocol`` is the first one's."""
+    length = len(extensions) + len(payload) if length is None else length
+    first = bytes((6 << 4 | tos >> 4, (tos & 15) << 4, 0, 0))
+    return first + length.to_bytes(2, "big") + bytes((protocol, ttl)) + src + dst + extensions + payload
+
+
+def icmp6(src: bytes, dst: bytes, type_: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
+    """RFC 4443 §2.1; ``rest`` is the 4 bytes behind the checksum."""
+    message = bytes((type_, code, 0, 0)) + rest + payload
+    number = checksum(pseudo_header(src, dst, 58, len(message)) + message)
+    return message[:2] + number.to_bytes(2, "big") + message[4:]
 
 
 def eth(dst: bytes, src: bytes, ethertype: int, payload: bytes) -> bytes:
@@ -113,7 +139,7 @@ def tcp_options(options: bytes) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class Packet:
-    """An IPv4 packet that has been found right in every field that can be wrong."""
+    """An IP packet that has been found right in every field that can be wrong."""
 
     dst_mac: bytes
     src_mac: bytes
@@ -122,6 +148,26 @@ class Packet:
     protocol: int
     ttl: int
     payload: bytes
+    tos: int = 0
+    fragment: tuple[int, int, bool] | None = None  # identification, offset in bytes, more to come
+
+
+def read_ip(frame: bytes) -> Packet:
+    return read_ip6(frame) if frame[12:14] == b"\x86\xdd" else read_ip4(frame)
+
+
+def read_ip6(frame: bytes) -> Packet:
+    packet = frame[14:]
+    assert packet[0] >> 4 == 6, "version"
+    assert int.from_bytes(packet[4:6], "big") == len(packet) - 40, "IPv6 payload length"
+    assert packet[7] > 0, "hop limit"
+    protocol, payload, fragment = packet[6], packet[40:], None
+    if protocol == 44:  # RFC 8200 §4.5
+        offset = int.from_bytes(payload[2:4], "big")
+        protocol, fragment = payload[0], (int.from_bytes(payload[4:8], "big"), offset & ~7, bool(offset & 1))
+        payload = payload[8:]
+    tos = (packet[0] & 15) << 4 | packet[1] >> 4
+    return Packet(frame[:6], frame[6:12], packet[8:24], packet[24:40], protocol, packet[7], payload, tos, fragment)
 
 
 def read_ip4(frame: bytes) -> Packet:
@@ -131,9 +177,15 @@ def read_ip4(frame: bytes) -> Packet:
     assert packet[0] == 0x45, "version 4, no options"
     assert checksum(packet[:20]) == 0, "IPv4 header checksum"
     assert int.from_bytes(packet[2:4], "big") == len(packet), "IPv4 total length"
-    assert int.from_bytes(packet[6:8], "big") & 0x3FFF == 0, "not a fragment"
+    field = int.from_bytes(packet[6:8], "big")
+    ident, fragment = int.from_bytes(packet[4:6], "big"), None
+    if field & 0x3FFF:
+        assert not field & 0x4000, "do not fragment, and a fragment"
+        fragment = (ident, (field & 0x1FFF) * 8, bool(field & 0x2000))
     assert packet[8] > 0, "TTL"
-    return Packet(dst_mac, src_mac, packet[12:16], packet[16:20], packet[9], packet[8], packet[20:])
+    return Packet(
+        dst_mac, src_mac, packet[12:16], packet[16:20], packet[9], packet[8], packet[20:], packet[1], fragment
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +251,8 @@ def read_udp(packet: Packet, data: bytes) -> tuple[int, int, bytes]:
 
 def read_icmp(packet: Packet) -> tuple[int, int, bytes, bytes]:
     """(type, code, rest of the header, payload)."""
-    assert checksum(packet.payload) == 0, "ICMP checksum"
+    pseudo = pseudo_header(packet.src, packet.dst, 58, len(packet.payload)) if len(packet.src) == 16 else b""
+    assert checksum(pseudo + packet.payload) == 0, "ICMP checksum"
     return packet.payload[0], packet.payload[1], packet.payload[4:8], packet.payload[8:]
 
 

@@ -56,7 +56,7 @@ def test_sums_of_parts_add_up(parts: list[bytes]) -> None:
 @quick
 @given(octets, octets, st.integers(0, 255), st.integers(0, 65535))
 def test_the_pseudo_header(src: bytes, dst: bytes, protocol: int, length: int) -> None:
-    assert checksum.pseudo_ipv4(src, dst, protocol, length) == checksum.total(
+    assert checksum.pseudo(src, dst, protocol, length) == checksum.total(
         oracle.pseudo_header(src, dst, protocol, length)
     )
 

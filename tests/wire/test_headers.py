@@ -27,10 +27,6 @@ def test_ethernet(dst: bytes, src: bytes, ethertype: int, payload: bytes) -> Non
     assert ethernet.SIZE == ethernet.HEADER.size == 14
 
 
-def test_a_mac_as_text() -> None:
-    assert ethernet.mac_text(b"\x52\x55\x0a\x00\x02\x02") == "52:55:0a:00:02:02"
-
-
 @quick
 @given(u16, mac, ip, mac, ip)
 def test_arp(oper: int, sha: bytes, spa: bytes, tha: bytes, tpa: bytes) -> None:

@@ -18,7 +18,8 @@ read is sent at once, as one super-frame which the kernel cuts into segments. Th
 acknowledged; they are the retransmission buffer. There is no unsent data and no second queue.
 
 Kept: retransmission with back-off (RFC 6298; the guest's socket backlog can drop), fast retransmit on three duplicate
-ACKs and NewReno-style recovery on partial ACKs (RFC 6582), window scale (RFC 7323 §2), MSS, zero-window probes, FIN in
+ACKs and NewReno-style recovery on partial ACKs (RFC 6582), a second retransmission of the same hole within milliseconds
+while duplicate ACKs show it (a lost retransmission must not wait for the time-out), window scale (RFC 7323 §2), MSS, zero-window probes, FIN in
 every state and half-close both ways, RST and SYN validation (RFC 5961), a short TIME-WAIT, keep-alive answers, bounds
 on flows, half-open flows and memory, with an eviction order.
 

@@ -31,7 +31,7 @@ from netd.stack.timers import NEVER
 from netd.wire.tcp import ACK, FIN, RST, SYN, syn_options
 
 if TYPE_CHECKING:
-    from netd.stack.tcp.header import SegmentHeader
+    from netd.stack.headers import SegmentHeader
     from netd.stack.tcp.table import TcpTable
 
 RCV_WSCALE = 7
@@ -116,7 +116,7 @@ class Connection(Sender):
     def _send_syn(self, flags: int, seq: int) -> None:
         scale, self.rcv_wscale = self.rcv_wscale, 0
         offer = scale if flags == SYN or scale else -1
-        self.emit(seq, flags, options=syn_options(self.table.mss, offer, self.sack or flags == SYN))
+        self.emit(seq, flags, options=syn_options(self.table.mss_of(self.key), offer, self.sack or flags == SYN))
         self.rcv_wscale = scale
 
     def _established(self, now: float) -> None:
@@ -372,6 +372,12 @@ class Connection(Sender):
         overflow += data
         memory.used += rest
         return taken + rest
+
+    def aim(self) -> None:
+        """A neighbor's MAC has changed, perhaps the guest's."""
+        neighbors = self.table.neighbors
+        self.moves = neighbors.moves
+        self.header.aim(neighbors.mac_of(self.key[: len(self.key) - 4 >> 1]))
 
     def window(self) -> int:
         """RCV.WND: what the overflow can still hold."""

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
+from netd.stack.headers import SegmentHeader
 from netd.stack.ports import Buffer
-from netd.stack.tcp.header import CHECKSUM_AT, SegmentHeader
 from netd.stack.timers import NEVER
 from netd.wire import checksum
-from netd.wire.tcp import ACK, CHECKSUM_OFFSET, FIN, PSH
+from netd.wire.tcp import ACK, FIN, PSH
 
 if TYPE_CHECKING:
     from netd.stack.tcp.table import TcpTable
@@ -20,7 +20,7 @@ HALF = 0x80000000
 
 NONE, DUE, DEFERRED = 0, 1, 2  # ack_pending
 HASTE = 32
-_GSO_MAX = 65535 - 40  # an IPv4 packet's length field bounds the super-frame
+_GSO_MAX = 65535 - 60  # a packet's length bounds the super-frame, headers of IPv6 and TCP included
 CHUNK_COST = 64  # of memory, besides its bytes: the object and its place in the queue
 
 
@@ -44,11 +44,13 @@ class Sender(ABC):
         "host_waiting",  # the host side stopped reading for want of room
         "interactive",  # guest and host take turns
         "max_wnd",
+        "moves",  # ``Neighbors.moves`` when the header was aimed
         "mss",
         "rcv_adv",  # right edge of the window as last advertised
         "rcv_nxt",
         "rcv_wscale",
         "recover",  # snd_nxt when loss was found; -1 outside recovery
+        "rescues",  # retransmissions of the same hole in this recovery
         "retries",
         "rto",
         "rtt_at",
@@ -65,6 +67,7 @@ class Sender(ABC):
     def __init__(self, table: TcpTable, header: SegmentHeader, iss: int, mss: int) -> None:
         self.table = table
         self.header = header
+        self.moves = table.neighbors.moves
         self.snd_una = self.snd_nxt = iss
         self.snd_wnd = self.max_wnd = 0
         self.snd_wscale = self.rcv_wscale = 0
@@ -74,6 +77,7 @@ class Sender(ABC):
         self.buffered = 0
         self.dupacks = 0
         self.recover = -1
+        self.rescues = 0
         self.retries = 0
         self.rto = table.limits.rto_initial
         self.srtt = self.rttvar = 0.0
@@ -91,7 +95,11 @@ class Sender(ABC):
     def set_mss(self, mss: int) -> None:
         """The largest segment the guest takes, in payload bytes; super-frames are multiples of it."""
         self.mss = mss
-        self.gso_max = _GSO_MAX // mss * mss if self._offload else mss
+        self.gso_max = max(_GSO_MAX // mss * mss, mss) if self._offload else mss
+
+    @abstractmethod
+    def aim(self) -> None:
+        """A neighbor's MAC has changed, perhaps the guest's."""
 
     @abstractmethod
     def window(self) -> int:
@@ -116,12 +124,15 @@ class Sender(ABC):
         counters = table.counters
         counters.tx_frames += 1
         counters.tx_bytes += size
+        if self.moves != table.neighbors.moves:
+            self.aim()
         if self._offload:
-            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options)
-            table.transmit(header, payload, CHECKSUM_AT, CHECKSUM_OFFSET, self.mss if size > self.mss else 0)
+            mss = self.mss
+            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, 0, mss if size > mss else 0)
         else:
             total = checksum.total(payload) if size else 0
-            table.transmit(self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, total), payload, 0, 0, 0)
+            header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, total)
+        table.transmit(header, payload)
 
     def send_ack(self) -> None:
         """A bare ACK of what has been accepted, now."""
@@ -183,7 +194,7 @@ class Sender(ABC):
     def acknowledged(self, acked: int, ack: int, now: float) -> None:
         """The guest acknowledged ``acked`` > 0 more sequence numbers, up to ``ack``."""
         self.snd_una = ack
-        self.retries = 0
+        self.retries = self.rescues = 0
         self.dupacks = 0
         freed = acked if acked < self.buffered else self.buffered  # a FIN counts one more
         if freed:
@@ -207,7 +218,10 @@ class Sender(ABC):
                 self.recover = -1
             else:
                 self._retransmit()  # a partial ACK shows the next hole (RFC 6582 §3.2)
-        self.deadline = NEVER if ack == self.snd_nxt else now + self.rto
+        if ack == self.snd_nxt:
+            self.deadline = NEVER
+        else:
+            self.deadline = now + (self.rto if self.recover < 0 else self._rescue_time())
         if self.deadline < self.hinted:
             self.table.timers.arm(self, self.deadline)
 
@@ -219,7 +233,12 @@ class Sender(ABC):
         if self.dupacks == 3 and self.recover < 0:
             self.recover = self.snd_nxt
             self._retransmit()
-            self.table.timers.arm(self, now + self.rto)
+            self.table.timers.arm(self, now + self._rescue_time())
+
+    def _rescue_time(self) -> float:
+        """How long a retransmission may remain unanswered while duplicate ACKs have shown that there is a hole: it can
+        be lost as well, and nothing but memory is in the way (cf. RFC 8985 §3)."""
+        return max(2 * self.srtt, self.table.limits.rescue) * (1 << self.rescues)
 
     def _measure(self, rtt: float) -> None:
         """RFC 6298 §2.2, §2.3."""
@@ -258,6 +277,11 @@ class Sender(ABC):
     def retransmission_due(self, now: float) -> bool:
         """The timer ran out with something in flight (RFC 6298 §5.4). False: the guest is given up."""
         limits = self.table.limits
+        if self.recover >= 0 and not self.retries and self.rescues < limits.rescues:
+            self.rescues += 1
+            self._retransmit()
+            self.table.timers.arm(self, now + self._rescue_time())
+            return True
         self.retries += 1
         if self.retries > limits.retries:
             return False

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from itertools import chain
-from struct import Struct
 from typing import TYPE_CHECKING
 
-from netd.stack import icmp, policy
+from netd.stack import policy
 from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters, Memory
+from netd.stack.headers import SegmentHeader, segment_header
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
+from netd.stack.output import Output
 from netd.stack.ports import Host, HostStream, Transmit
 from netd.stack.tcp.connection import Connection
-from netd.stack.tcp.header import SegmentHeader
 from netd.stack.tcp.sender import DEFERRED, DUE, HALF, HASTE, MASK
 from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER
-from netd.wire import checksum, ipv4, tcp
+from netd.wire import checksum, ipv4, ipv6, tcp
 from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 
 if TYPE_CHECKING:
     from netd.stack.timers import Timers
 
-_PORTS_SEQ = Struct("!HHI")
 _unpack = tcp.HEADER.unpack_from
 _MIN_MSS = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
 
 
 class TcpTable:
-    """``connections`` by key: the guest's source and destination address and ports, 12 bytes as on the wire."""
+    """``connections`` by key: the guest's source and destination address and ports as on the wire, 12 or 36 bytes."""
 
     def __init__(
         self,
         addressing: Addressing,
         neighbors: Neighbors,
         transmit: Transmit,
-        send_icmp: Callable[[bytes, bytes], None],
+        output: Output,
         host: Host,
         limits: Limits,
         counters: Counters,
@@ -55,7 +53,8 @@ class TcpTable:
         self.limits = limits
         self.counters = counters
         self.timers = timers
-        self.mss = mtu - ipv4.SIZE - tcp.SIZE
+        self._mss = mtu - ipv4.SIZE - tcp.SIZE
+        self._mss6 = mtu - ipv6.SIZE - tcp.SIZE
         self.offload = offload
         self.receive_window = limits.receive_window if offload else limits.receive_window_plain
         self.memory = Memory(limits.memory)
@@ -69,7 +68,7 @@ class TcpTable:
         self.now = 0.0  # of the batch
         self._allow_host_loopback = allow_host_loopback
         self._secret = secret
-        self._send_icmp = send_icmp
+        self._output = output
 
     # -- from the guest ------------------------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ class TcpTable:
             counters.drop_bad_header += 1
             return
         if not vouched:
-            pseudo = checksum.pseudo_ipv4(key[:4], key[4:8], ipv4.TCP, size)
+            pseudo = checksum.pseudo(key[:-4], b"", ipv4.TCP, size)
             if not checksum.valid(pseudo + checksum.total(frame[at:end])):
                 counters.drop_bad_checksum += 1
                 return
@@ -116,8 +115,9 @@ class TcpTable:
         if flags & (SYN | ACK | RST | FIN) == SYN:
             self._open(frame, at, data_at, end, key, seq, wnd, now)
             return
-        if policy.decide(self.addressing, True, key[4:8], 0).kind == policy.DROP:
-            counters.drop_martian += 1  # nobody answers from a group's address, RFC 1122 §4.2.3.10
+        dst = key[len(key) - 4 >> 1 : -4]
+        if policy.decide(self.addressing, True, dst, 0).kind != policy.DIRECT and not self.addressing.ours(dst):
+            counters.drop_martian += 1  # nobody has that address, or a group has: RFC 1122 §4.2.3.10
             return
         counters.drop_tcp_stray += 1
         if not flags & RST:
@@ -127,21 +127,22 @@ class TcpTable:
     def _open(
         self, frame: memoryview, at: int, data_at: int, end: int, key: bytes, seq: int, wnd: int, now: float
     ) -> None:
-        dst, dport = key[4:8], key[10] << 8 | key[11]
+        half = len(key) - 4 >> 1
+        dst, dport = key[half:-4], key[-2] << 8 | key[-1]
         target = policy.decide(self.addressing, self._allow_host_loopback, dst, dport)
         if target.kind == policy.DROP:
             self.counters.drop_martian += 1
             return
         if target.kind == policy.REFUSE:
             self.counters.tcp_refused += 1
-            self._send_icmp(key[:4], icmp.unreachable(target.code, _quote(frame, at)))
+            self._output.unreachable(key[:half], target.reason, bytes(frame[14 : at + 8]))
             return
         if not self._make_room():
             self._reset(key, seq, 0, SYN, 1)
             return
         options = frame[at + tcp.SIZE : data_at]
         mss, wscale = tcp.parse_options(options)
-        mss = min(max(mss or DEFAULT_MSS, _MIN_MSS), self.mss)
+        mss = min(max(mss or DEFAULT_MSS, _MIN_MSS), self.mss_of(key))
         connection = Connection(self, key, self._header(key), self._isn(key, now), mss, CONNECTING, now)
         connection.guest_syn(seq, wnd, wscale)
         connection.sack = tcp.sack_permitted(options)
@@ -208,7 +209,7 @@ class TcpTable:
                 break
         else:
             return None
-        connection = Connection(self, key, self._header(key), self._isn(key, now), self.mss, SYN_SENT, now)
+        connection = Connection(self, key, self._header(key), self._isn(key, now), self.mss_of(key), SYN_SENT, now)
         connection.host = stream
         self.connections[key] = self.half_open[key] = connection
         connection.send_syn(now)
@@ -249,32 +250,31 @@ class TcpTable:
         """RST for a segment that belongs to nothing (RFC 9293 §3.10.7.1)."""
         self.counters.tcp_resets_to_guest += 1
         header = self._header(key)
-        if flags & ACK:
-            rst = header.pack(ack, 0, RST, 0, 0, payload_sum=0)
-        else:
-            rst = header.pack(0, (seq + length) & MASK, RST | ACK, 0, 0, payload_sum=0)
+        answers = (ack, 0, RST) if flags & ACK else (0, (seq + length) & MASK, RST | ACK)
         self.counters.tx_frames += 1
-        self.transmit(rst, b"", 0, 0, 0)
+        self.transmit(header.pack(*answers, 0, 0), b"")
 
-    def unreachable(self, connection: Connection, code: int) -> None:
-        """ICMP unreachable for the SYN that opened ``connection``."""
+    def unreachable(self, connection: Connection, reason: int) -> None:
+        """ICMP unreachable for the SYN that opened ``connection``; ``reason`` as in ``ports``."""
         key = connection.key
-        quote = ipv4.build(key[:4], key[4:8], ipv4.TCP, tcp.SIZE)
-        quote += _PORTS_SEQ.pack(key[8] << 8 | key[9], key[10] << 8 | key[11], connection.irs)
-        self._send_icmp(key[:4], icmp.unreachable(code, quote))
+        half = len(key) - 4 >> 1
+        build = ipv4.build if half == 4 else ipv6.build
+        quote = build(key[:half], key[half:-4], ipv4.TCP, tcp.SIZE)
+        quote += key[-4:] + connection.irs.to_bytes(4, "big")
+        self._output.unreachable(key[:half], reason, quote)
+
+    def mss_of(self, key: bytes) -> int:
+        """The largest segment that fits the link, in payload bytes, for a flow of that family."""
+        return self._mss if len(key) == 12 else self._mss6
 
     def _header(self, key: bytes) -> SegmentHeader:
-        guest, peer = key[:4], key[4:8]
-        sport, dport = key[10] << 8 | key[11], key[8] << 8 | key[9]
-        src_mac = self.addressing.dns_mac if peer == self.addressing.dns else self.addressing.gateway_mac
-        return SegmentHeader(self.neighbors.mac_of(guest), src_mac, peer, guest, sport, dport)
+        half = len(key) - 4 >> 1
+        guest, peer = key[:half], key[half:-4]
+        ports = key[-2:] + key[-4:-2]
+        mac = self.neighbors.mac_of(guest)
+        return segment_header(self.offload, mac, self.addressing.mac_of(peer), peer, guest, ports)
 
     def _isn(self, key: bytes, now: float) -> int:
         """Initial sequence number: a keyed hash of the flow plus a 4 µs clock (RFC 6528 §3)."""
         digest = hashlib.blake2s(key, key=self._secret, digest_size=4).digest()
         return (int.from_bytes(digest, "big") + int(now * 250000)) & MASK
-
-
-def _quote(frame: memoryview, at: int) -> bytes:
-    """The IP header and first 8 bytes of the datagram whose layer 4 begins at ``at`` (RFC 792)."""
-    return bytes(frame[14 : at + 8])

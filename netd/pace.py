@@ -1,0 +1,69 @@
+"""When the loop sleeps, and how long one network may keep it. One for all networks of a loop.
+
+*Staying awake* (what the kernel calls halt polling). A request and its answer pass through here as two events some tens
+of microseconds apart. Going to sleep between them costs a wake-up each, on a virtual machine up to 50 µs, and cold
+caches: more than all the work. While events come in quick succession the loop therefore polls on for ``STAY`` after the
+last one instead of sleeping. Measured with one request at a time, guest and server on other CPUs: 70 µs a round trip
+instead of 150.
+
+*Turns.* A network with much to do is served in turns of ``ALONE`` seconds, and of ``SHARED`` while another network has
+something to do as well: a bulk transfer's super-frames take 30 µs each, and whoever exchanges small messages meanwhile
+waits for one such turn twice a round trip. Measured with a bulk transfer beside it: 630 µs a round trip with turns of
+six super-frames, 175 with turns of one, which costs the bulk transfer 5 %.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+STAY = 50e-6  # how long to poll on after an event
+NEAR = 200e-6  # events this close together make it worthwhile
+CREDIT = 8  # so many more near events than far ones are remembered
+
+ALONE = 200e-6
+SHARED = 30e-6
+MEMORY = 0.1  # how long another network's event counts
+
+
+class Pace:
+    """``event`` after every event of the packet path; ``turn`` is for how many seconds to go on with one of them."""
+
+    __slots__ = ("_clock", "_credit", "_last", "_loop", "_owner", "_polling", "_shared_until", "turn")
+
+    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float]) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._last = 0.0
+        self._credit = 0
+        self._polling = False
+        self._owner: object = None
+        self._shared_until = 0.0
+        self.turn = ALONE
+
+    def event(self, owner: object) -> None:
+        """Something happened in ``owner``'s network: poll on if that is likely to happen again at once."""
+        now = self._clock()
+        if owner is not self._owner:
+            self._owner = owner
+            self._shared_until = now + MEMORY
+            self.turn = SHARED
+        elif now > self._shared_until:
+            self.turn = ALONE
+        credit = self._credit
+        if now - self._last < NEAR:
+            if credit < CREDIT:
+                self._credit = credit + 1
+        elif credit:
+            self._credit = credit - 1
+        self._last = now
+        if credit and not self._polling:
+            self._polling = True
+            self._loop.call_soon(self._poll)
+
+    def _poll(self) -> None:
+        """A callback that is ready keeps the loop from sleeping: it looks at its descriptors and comes back."""
+        if self._clock() - self._last < STAY:
+            self._loop.call_soon(self._poll)
+        else:
+            self._polling = False

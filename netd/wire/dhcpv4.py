@@ -1,0 +1,158 @@
+"""DHCP for IPv4 (RFC 2131 §2, RFC 2132): a BOOTP header, a cookie, options.
+
+Options come as one mapping of code to value: pieces of a long option are put together in the order of RFC 3396 §5
+(options, file, sname), so option overload (52) is not seen by whoever reads the mapping. ``parse`` raises nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from struct import Struct
+
+# op htype hlen hops xid secs flags ciaddr yiaddr siaddr giaddr chaddr sname file
+HEADER = Struct("!BBBBIHH4s4s4s4s16s64s128s")
+COOKIE = b"\x63\x82\x53\x63"
+SIZE = 240  # header and cookie
+MIN_SIZE = 300  # what a BOOTP client may insist on (RFC 1542 §2.1)
+MAX_SIZE = 4096  # of a message that is read at all
+
+SERVER_PORT = 67
+CLIENT_PORT = 68
+
+BOOTREQUEST = 1
+BOOTREPLY = 2
+ETHERNET = 1
+BROADCAST = 0x8000  # flags (RFC 2131 §2, figure 2)
+
+DISCOVER = 1  # option 53 (RFC 2132 §9.6)
+OFFER = 2
+REQUEST = 3
+DECLINE = 4
+ACK = 5
+NAK = 6
+RELEASE = 7
+INFORM = 8
+
+PAD = 0
+SUBNET_MASK = 1
+ROUTER = 3
+DOMAIN_NAME_SERVER = 6
+HOST_NAME = 12
+DOMAIN_NAME = 15
+INTERFACE_MTU = 26
+REQUESTED_ADDRESS = 50
+LEASE_TIME = 51
+OVERLOAD = 52
+MESSAGE_TYPE = 53
+SERVER_IDENTIFIER = 54
+PARAMETER_REQUEST_LIST = 55
+MESSAGE = 56
+MAX_MESSAGE_SIZE = 57
+RENEWAL_TIME = 58
+REBINDING_TIME = 59
+CLIENT_IDENTIFIER = 61
+RAPID_COMMIT = 80  # RFC 4039
+DOMAIN_SEARCH = 119  # RFC 3397
+CLASSLESS_ROUTE = 121  # RFC 3442
+END = 255
+
+ANY = bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; ``sname`` and ``file`` are left out, but for the options that overload them."""
+
+    op: int = BOOTREQUEST
+    htype: int = ETHERNET
+    hops: int = 0
+    xid: int = 0
+    secs: int = 0
+    flags: int = 0
+    ciaddr: bytes = ANY
+    yiaddr: bytes = ANY
+    siaddr: bytes = ANY
+    giaddr: bytes = ANY
+    chaddr: bytes = b""  # hlen octets
+    options: Mapping[int, bytes] = field(default_factory=dict)
+
+
+def parse(data: bytes | memoryview) -> Message | None:
+    """The message in ``data``, or None where there is none. A malformed option ends the walk of its field."""
+    if not SIZE <= len(data) <= MAX_SIZE:
+        return None
+    data = bytes(data)
+    op, htype, hlen, hops, xid, secs, flags, ciaddr, yiaddr, siaddr, giaddr, chaddr, sname, file = HEADER.unpack_from(
+        data
+    )
+    if hlen > len(chaddr) or data[HEADER.size : SIZE] != COOKIE:
+        return None
+    options: dict[int, bytes] = {}
+    _walk(data[SIZE:], options)
+    overload = options.pop(OVERLOAD, b"")
+    if overload in (b"\x01", b"\x03"):  # RFC 2132 §9.3
+        _walk(file, options)
+    if overload in (b"\x02", b"\x03"):
+        _walk(sname, options)
+    options.pop(OVERLOAD, None)
+    return Message(op, htype, hops, xid, secs, flags, ciaddr, yiaddr, siaddr, giaddr, chaddr[:hlen], options)
+
+
+def _walk(data: bytes, options: dict[int, bytes]) -> None:
+    i, end = 0, len(data)
+    while i < end and data[i] != END:
+        code = data[i]
+        if code == PAD:
+            i += 1
+            continue
+        behind = i + 2 + data[i + 1] if i + 1 < end else end + 1
+        if behind > end:
+            break
+        options[code] = options.get(code, b"") + data[i + 2 : behind]  # RFC 3396 §5
+        i = behind
+
+
+def option(code: int, value: bytes) -> bytes:
+    """One option, in as many pieces of 255 octets as it takes (RFC 3396 §6)."""
+    pieces = [value[i : i + 255] for i in range(0, len(value), 255)] or [b""]
+    return b"".join(bytes((code, len(piece))) + piece for piece in pieces)
+
+
+def build(message: Message) -> bytes:
+    """``message`` with its options in their order, padded to ``MIN_SIZE``."""
+    m = message
+    header = HEADER.pack(
+        m.op,
+        m.htype,
+        len(m.chaddr),
+        m.hops,
+        m.xid,
+        m.secs,
+        m.flags,
+        m.ciaddr,
+        m.yiaddr,
+        m.siaddr,
+        m.giaddr,
+        m.chaddr,
+        b"",
+        b"",
+    )
+    options = b"".join(option(code, value) for code, value in m.options.items())
+    return (header + COOKIE + options + bytes((END,))).ljust(MIN_SIZE, b"\x00")
+
+
+def domain_list(names: Iterable[str]) -> bytes:
+    """Domain names as in RFC 1035 §3.1, without compression; what cannot be written so is left out.
+
+    The form of option 119 (RFC 3397 §2, where compression is allowed but not asked for) and of DHCPv6 (RFC 8415 §10).
+    """
+    return b"".join(map(_domain, names))
+
+
+def _domain(name: str) -> bytes:
+    labels = name.removesuffix(".").split(".")
+    if not name.isascii() or not all(0 < len(label) < 64 for label in labels):
+        return b""
+    wire = b"".join(bytes((len(label),)) + label.encode() for label in labels) + b"\x00"
+    return wire if len(wire) <= 255 else b""

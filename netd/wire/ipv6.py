@@ -1,0 +1,71 @@
+"""IPv6 header and extension headers (RFC 8200): version_class_flow length next_header hop_limit src dst."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from netd.wire.checksum import Bytes
+
+HEADER = Struct("!IHBB16s16s")
+SIZE = 40
+LENGTH_OFFSET, NEXT_HEADER_OFFSET = 4, 6
+MTU_MIN = 1280  # RFC 8200 §5
+
+HOP_BY_HOP = 0
+TCP = 6
+UDP = 17
+ROUTING = 43
+FRAGMENT = 44
+ICMPV6 = 58
+NO_NEXT = 59
+DESTINATION = 60
+
+EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, DESTINATION))
+EXTENSIONS_MAX = 8  # headers walked; RFC 8200 §4.1 knows six places
+FRAGMENT_HEADER = Struct("!BBHI")  # next_header reserved offset_more identification
+FRAGMENT_SIZE = 8
+MORE = 1
+OFFSET = 0xFFF8  # in bytes: the field counts eights and stands three bits to the left
+
+UNSPECIFIED = bytes(16)
+LOOPBACK = bytes(15) + b"\x01"
+ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
+ALL_DHCP_AGENTS = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # RFC 8415 §7.1
+
+
+def build(src: bytes, dst: bytes, next_header: int, length: int, hop_limit: int = 64, traffic_class: int = 0) -> bytes:
+    """A header with flow label 0 for ``length`` bytes behind it."""
+    return HEADER.pack(0x60000000 | traffic_class << 20, length, next_header, hop_limit, src, dst)
+
+
+def walk(frame: Bytes, at: int, end: int, next_header: int) -> tuple[int, int, int]:
+    """(protocol, offset, offset of the field that names it) behind the extension headers that begin at ``at``.
+
+    A fragment header ends the walk, and so does a routing header with segments left (RFC 8200 §4.4, RFC 5095). The
+    protocol is -1 where the headers cannot be walked (§4): truncated, or more than ``EXTENSIONS_MAX``.
+    """
+    named_at = at - SIZE + NEXT_HEADER_OFFSET
+    for _ in range(EXTENSIONS_MAX):
+        if next_header not in EXTENSIONS:
+            break
+        if at + 8 > end or (behind := at + (frame[at + 1] + 1) * 8) > end:
+            return -1, at, named_at
+        if next_header == ROUTING and frame[at + 3]:
+            return ROUTING, at, named_at
+        next_header, named_at, at = frame[at], at, behind
+    return (-1 if next_header in EXTENSIONS else next_header), at, named_at
+
+
+def solicited_node(address: bytes) -> bytes:
+    """The group whose members answer for ``address`` (RFC 4291 §2.7.1)."""
+    return b"\xff\x02" + bytes(9) + b"\x01\xff" + address[13:]
+
+
+def group_mac(group: bytes) -> bytes:
+    """The Ethernet address of a multicast group (RFC 2464 §7)."""
+    return b"\x33\x33" + group[12:]
+
+
+def interface_identifier(mac: bytes) -> bytes:
+    """The modified EUI-64 of a MAC: the lower half of the address that SLAAC makes (RFC 4291, appendix A)."""
+    return bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
