@@ -289,6 +289,18 @@ def test_a_second_one_for_the_same_interface(machine: Machine) -> None:
     assert "ioctl(TUNSETIFF): Device or resource busy\nchild failed(1)\nstatus 1" in said and "1 received" in said
 
 
+def test_on_a_namespace_that_an_earlier_one_left_populated(machine: Machine) -> None:
+    """T17: bridges, addresses and routes of before stay, and the device is made anew, three times in a row."""
+    said = shell(machine, f"""
+        in_n ip link add podman0 type bridge; in_n ip addr add 10.88.0.1/16 dev podman0; in_n ip link set podman0 up
+        for i in 1 2 3; do
+            start -c $N tap0; in_n curl -s http://{WORLD}/; in_n ip -4 route
+            kill -KILL $S; wait $S
+        done""")  # fmt: skip
+    assert said.count(f"you are {HOST} ") == 3 and said.count("default via 10.0.2.2 dev tap0") == 3
+    assert said.count("10.88.0.0/16 dev podman0") == 3
+
+
 @pytest.mark.parametrize("name", ["KILL", "TERM", "HUP"])  # a shell's background job ignores INT
 def test_any_signal_takes_the_device_away_at_once(machine: Machine, name: str) -> None:
     said = shell(machine, f"""
@@ -391,6 +403,9 @@ def test_the_source_of_a_published_port_is_never_loopback(podman: Podman, machin
     """500-networking.bats: with keep-id the server must see cidr+100 or a 10.x address."""
     network = f"--network=slirp4netns:port_handler={handler}"
     serve(podman, "who", ["--userns=keep-id", network, "-p", "8061:8080"], [8080])
+    if handler == "slirp4netns":  # T12: Podman asks for 0.0.0.0
+        listening = [line.split()[3] for line in machine.run(["ss", "-Hltn"]).splitlines()]
+        assert [where for where in listening if where.endswith(":8061")] == ["0.0.0.0:8061"]
     peer = {"rootlesskit": "10.0.2.100", "slirp4netns": "10.0.2.2"}[handler]
     assert ask(machine, "user", "tcp", "127.0.0.1", 8061) == f"{peer} 8080 hello"
 

@@ -214,7 +214,7 @@ def both(
         lines = [line for line in out.splitlines() if not line.startswith("seccomp: ")]
         said = [line for at, line in enumerate(lines) if line not in lines[:at]]  # its fork prints warnings twice
         left += [api.exists()] if api is not None else []
-        told = [line for line in err.splitlines() if "tapfd=" not in line and "api" not in line]
+        told = [line for line in err.splitlines() if "tapfd=" not in line and not line.startswith(("api", "{"))]
         heard.append((life.ready, status, said, told, replies, left))
     return heard
 
