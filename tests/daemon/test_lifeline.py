@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -64,6 +65,20 @@ async def test_exit_fd_ends_with_its_last_writer_and_not_by_what_is_written(ends
     await asyncio.sleep(0.01)
     assert ends.count == 1
     os.fstat(reading)  # the descriptor stays its owner's
+    os.close(reading)
+
+
+async def test_what_lies_in_an_exit_fd_is_not_read_and_costs_no_time(ends: Ends) -> None:
+    """slirp4netns polls for POLLHUP alone."""
+    reading, writing = os.pipe()
+    ends.watch.add(Lifeline("exit_fd", reading))
+    os.write(writing, b"for somebody else")
+    before = time.process_time()
+    await asyncio.sleep(0.2)
+    assert time.process_time() - before < 0.1, "the loop spins on a readable descriptor"
+    assert ends.count == 0 and os.read(reading, 100) == b"for somebody else"
+    os.close(writing)
+    await until(lambda: ends.count == 1)
     os.close(reading)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from netd.stack.addressing import Addressing
 from tests.machine.machine import HOST, IMAGE, WORLD, Machine, Unavailable, until
 from tests.podman.podman import GENUINE, Daemon, Podman
 from tests.podman.test_podman_ports import ask, serve
@@ -21,6 +22,9 @@ from tests.podman.test_podman_ports import ask, serve
 pytestmark = pytest.mark.skipif(GENUINE, reason="these are tests of netd's shim")
 
 SHIM = str(Path(__file__).resolve().parents[2] / "plugin" / "slirp4netns")
+
+WORLD6, HOST6 = "fd77::1", "fd77::2"
+SIX = pytest.mark.skipif(not hasattr(Addressing, "gateway6"), reason="netd's stack has no IPv6 (Addressing.gateway6)")
 
 # What a test's script may use: the shim, a namespace $N of the user's, and `in_n` to run something in there.
 PRELUDE = f"""
@@ -165,6 +169,82 @@ def test_exit_fd(machine: Machine) -> None:
     )
 
 
+CLIENT = """
+import json, socket, sys
+def ask(execute, **arguments):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect("api")
+        s.sendall(json.dumps({"execute": execute, "arguments": arguments}).encode())
+        return json.loads(s.makefile("rb").read())
+web = dict(proto="tcp", host_addr="127.0.0.1", host_port=8066, guest_addr="10.0.2.100", guest_port=80)
+if sys.argv[1] == "publish":
+    print(ask("add_hostfwd", **web), ask("list_hostfwd")["entries"] == [dict(web, id=1)])
+else:
+    for i in range(2, int(sys.argv[1]) + 2):
+        added = ask("add_hostfwd", **dict(web, proto=("tcp", "udp")[i % 2], host_port=8067))
+        assert added == {"return": {"id": i}} and ask("remove_hostfwd", id=i) == {"return": {}}, (i, added)
+    print("done", ask("list_hostfwd")["entries"] == [dict(web, id=1)])
+"""
+
+
+def test_the_api_socket_by_a_client_of_twenty_lines_and_by_netcat(machine: Machine, daemon: Daemon) -> None:
+    """Both ways: published and reached, taken back and refused. A thousand more leave no descriptor, in both processes."""
+    assert len(CLIENT.splitlines()) <= 20
+    machine.run(["sh", "-c", "cat >client.py"], stdin=CLIENT)
+    fds = f"ls /proc/$S/fd | wc -l; ls /proc/{inner_daemon(machine, daemon)}/fd | wc -l"
+    said = shell(machine, f"""
+        start -c -a api $N tap0
+        mkdir -p www; echo published >www/page; nsenter -t $N -U -n --preserve-credentials busybox httpd -f -h www -p 80 &
+        python3 client.py publish
+        for i in $(seq 100); do curl -s -m 5 http://127.0.0.1:8066/page && break; sleep .05; done
+        echo before; {fds}; python3 client.py 1000; echo after; {fds}; echo end
+        echo '{{"execute":"remove_hostfwd","arguments":{{"id":1}}}}' | nc -U -N api; echo
+        curl -s -m 5 http://127.0.0.1:8066/page; echo status $?
+        echo '{{"execute":"add_hostfwd","arguments":{{"proto":"tcp","host_port":8066,"guest_port":80}}}}' | nc -U -N api
+        echo; curl -s -m 5 http://{HOST}:8066/page""")  # fmt: skip
+    assert said.startswith("{'return': {'id': 1}} True\npublished\n")
+    assert "done True" in said
+    before, after = said.split("before\n")[1].split("done True\nafter\n")
+    assert after.split("end\n")[0] == before
+    assert after.split("end\n")[1] == '{"return":{}}\nstatus 7\n{"return":{"id":1002}}\npublished'
+
+
+@SIX
+def test_enable_ipv6(machine: Machine) -> None:
+    """Without -c the guest has nothing but router advertisements to go by."""
+    look = "in_n ip -6 -o addr show dev tap0; in_n ip -6 route; in_n ping -c1 -W2 fd00::2"
+    out = f"in_n curl -s -m 5 'http://[{WORLD6}]/'; in_n dig +short +tries=1 +time=3 @fd00::3 world"
+    said = shell(machine, f"start -c -6 $N tap0; {look}; {out}")
+    assert "inet6 fd00::" in said and "default via fe80::2 dev tap0" in said and "1 received" in said
+    assert f"you are {HOST6} " in said
+    said = shell(machine, f"""
+        start -6 $N tap0; in_n ip link set tap0 up
+        for i in $(seq 300); do in_n ip -6 -o addr show dev tap0 | grep 'fd00::' | grep -vq tentative && break; sleep .02; done
+        {look}""")  # fmt: skip
+    assert "inet6 fd00::" in said and "default via fe80::2 dev tap0" in said and "1 received" in said
+    said = shell(machine, "start -c $N tap0; in_n ip -6 -o addr show dev tap0; in_n ip -6 route")
+    assert "fd00::" not in said and "default" not in said
+
+
+@SIX
+def test_outbound_addr6(machine: Machine) -> None:
+    machine.run(["ip", "addr", "add", "fd77::7/64", "dev", "eth0", "nodad"], "root")
+    try:
+        said = shell(machine, f"""
+            start -c -6 --outbound-addr6=fd77::7 $N tap0; in_n curl -s -m 5 'http://[{WORLD6}]/'; cat said""")  # fmt: skip
+        assert "you are fd77::7 " in said and "* Outbound IPv6:    fd77::7" in said
+    finally:
+        machine.run(["ip", "addr", "del", "fd77::7/64", "dev", "eth0"], "root")
+
+
+def test_version_and_help_without_a_daemon(machine: Machine) -> None:
+    said = shell(machine, """
+        export NETD_RUNTIME_DIR=/nonexistent
+        $slirp4netns --version; echo status $?; $slirp4netns --help | head -n 1; $slirp4netns $N tap0; echo status $?""")  # fmt: skip
+    assert said.startswith("slirp4netns version 1.3") and "status 0\nUsage: " in said
+    assert said.endswith("netd: no daemon at /nonexistent/attach.sock: No such file or directory\nstatus 1")
+
+
 def test_a_target_by_path_with_its_user_namespace(machine: Machine) -> None:
     """As RootlessKit with a detached namespace and bubblejail call it."""
     said = shell(
@@ -207,6 +287,18 @@ def test_a_second_one_for_the_same_interface(machine: Machine) -> None:
         start -c $N tap0; $slirp4netns -c $N tap0; echo status $?
         in_n ping -c1 -W2 10.0.2.2""")  # fmt: skip
     assert "ioctl(TUNSETIFF): Device or resource busy\nchild failed(1)\nstatus 1" in said and "1 received" in said
+
+
+def test_on_a_namespace_that_an_earlier_one_left_populated(machine: Machine) -> None:
+    """T17: bridges, addresses and routes of before stay, and the device is made anew, three times in a row."""
+    said = shell(machine, f"""
+        in_n ip link add podman0 type bridge; in_n ip addr add 10.88.0.1/16 dev podman0; in_n ip link set podman0 up
+        for i in 1 2 3; do
+            start -c $N tap0; in_n curl -s http://{WORLD}/; in_n ip -4 route
+            kill -KILL $S; wait $S || true
+        done""")  # fmt: skip
+    assert said.count(f"you are {HOST} ") == 3 and said.count("default via 10.0.2.2 dev tap0") == 3
+    assert said.count("10.88.0.0/16 dev podman0") == 3
 
 
 @pytest.mark.parametrize("name", ["KILL", "TERM", "HUP"])  # a shell's background job ignores INT
@@ -252,6 +344,12 @@ def test_rootlesskit(machine: Machine, daemon: Daemon, options: str) -> None:
         kit.send_signal(signal.SIGTERM)
         said = kit.communicate(timeout=20)[0]
     assert "1 received" in said and f"you are {HOST} " in said
+
+
+def inner_daemon(machine: Machine, daemon: Daemon) -> int:
+    """The daemon's pid inside the machine."""
+    [(pid, _)] = [found for found in machine.processes("netd", "serve") if found[1][-1] == "serve"]
+    return inner(pid)
 
 
 def inner(pid: int) -> int:
@@ -305,6 +403,9 @@ def test_the_source_of_a_published_port_is_never_loopback(podman: Podman, machin
     """500-networking.bats: with keep-id the server must see cidr+100 or a 10.x address."""
     network = f"--network=slirp4netns:port_handler={handler}"
     serve(podman, "who", ["--userns=keep-id", network, "-p", "8061:8080"], [8080])
+    if handler == "slirp4netns":  # T12: Podman asks for 0.0.0.0
+        listening = [line.split()[3] for line in machine.run(["ss", "-Hltn"]).splitlines()]
+        assert [where for where in listening if where.endswith(":8061")] == ["0.0.0.0:8061"]
     peer = {"rootlesskit": "10.0.2.100", "slirp4netns": "10.0.2.2"}[handler]
     assert ask(machine, "user", "tcp", "127.0.0.1", 8061) == f"{peer} 8080 hello"
 

@@ -241,6 +241,14 @@ def test_finds_the_runtime_directory(runtime_dir: Path) -> None:
     assert where(NETD_RUNTIME_DIR="", XDG_RUNTIME_DIR="") == (f"/run/user/{own}/netd" if own else "/run/netd")
 
 
+def test_a_runtime_directory_behind_a_symlink(bench: Bench, tmp_path: Path) -> None:
+    """T14: XDG_RUNTIME_DIR may have symlinks in it."""
+    (tmp_path / "link").symlink_to(bench.dir)
+    shim, peer = bench.meet("-h", env={**bench.env, "NETD_RUNTIME_DIR": str(tmp_path / "link")})
+    peer.exit(0)
+    assert output(shim) == (0, "", "")
+
+
 def test_a_long_runtime_directory(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
     deep.mkdir()

@@ -92,6 +92,33 @@ def test_reload_on_the_same_path(podman: Podman, bridge: str) -> None:
     assert len(podman.network_commands()) == 1
 
 
+@pytest.mark.usefixtures("world")
+def test_connect_and_disconnect(podman: Podman, bridge: str) -> None:
+    """The resident command lives on, and so does the published port."""
+    podman("network", "create", "net2")
+    try:
+        podman.up("web", bridge, "-p", "8091:80", "--", "httpd", "-f", "-h", "/etc")
+        [before] = podman.network_commands()
+        for _ in range(2):
+            podman("network", "connect", "net2", "web")
+            podman("network", "disconnect", "net1", "web")
+            assert podman("exec", "web", "wget", "-qO-", f"http://{WORLD}/").startswith(f"you are {HOST} ")
+            assert podman.answers("http://127.0.0.1:8091/passwd").startswith("root:")
+            podman("network", "connect", "net1", "web")
+            podman("network", "disconnect", "net2", "web")
+        assert podman.answers("http://127.0.0.1:8091/passwd").startswith("root:")
+        assert podman.network_commands() == [before]
+    finally:
+        podman("rm", "-fa", "-t0")
+        podman("network", "rm", "-f", "net2")
+
+
+def test_a_narrow_path_is_enough(podman: Podman, bridge: str) -> None:
+    """500-networking.bats: "rootless cni adds /usr/sbin to $PATH"."""
+    said = podman.run(bridge, "--", "echo", "up", env={"PATH": "/usr/local/bin:/usr/bin"})
+    assert said == "up"
+
+
 def test_the_pid_file_names_the_resident_process(podman: Podman, machine: Machine, bridge: str) -> None:
     podman.up("one", bridge, "--", "sleep", "60")
     runtime = machine.root / str(machine.runtime_dir).lstrip("/")

@@ -13,8 +13,8 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
-import re
 import socket
 from ipaddress import AddressValueError, IPv4Address
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,6 @@ MAX_REQUEST = 4095  # bytes
 MAX_CLIENTS = 32  # of one network; one more sends the longest silent one away
 DEADLINE = 30.0  # seconds for a client to ask, and again to take the answer
 _OUT_OF_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_COMMENT_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|/\*.*?(?:\*/|\Z)|//[^\n]*', re.DOTALL)
 
 
 class ApiSockets:
@@ -173,11 +172,28 @@ def _carry_out(network: Network, request: bytes) -> dict[str, Any]:
     raise _BadRequest("unknown execute")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key comes twice")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # NaN and Infinity as words, and 1e999
+        raise ValueError("not a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+
+
 def _parse(request: bytes) -> Any:
-    """JSON as parson takes it: comments are blanks, what follows the value is not read."""
+    """JSON as parson takes it: what follows the value is not read, a key that comes twice is a mistake."""
     try:
-        text = _COMMENT_OR_STRING.sub(lambda m: m[0] if m[0][0] == '"' else " ", request.decode())
-        return json.JSONDecoder().raw_decode(text.lstrip(" \t\r\n"))[0]
+        text = request.decode("utf-8-sig", "surrogateescape").lstrip(" \t\r\n\v\f")
+        return _DECODER.raw_decode(text)[0]
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise _BadRequest("cannot parse JSON") from None
 
