@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import gc
 import hashlib
 import os
@@ -153,14 +154,23 @@ class Netns:
         with self.entered():
             return name in (there for _, there in socket.if_nameindex())
 
-    def sysctl(self, name: str, value: str) -> None:
-        """Sets ``net.ipv4.``\\ ``name``."""
+    def sysctl(self, name: str, value: str, family: str = "ipv4") -> None:
+        """Sets net.ipv4.NAME, or that of IPv6; a kernel without IPv6 has nothing to set."""
         with self.entered():
             try:
-                with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+                with open(f"/proc/sys/net/{family}/{name}", "w") as file:
                     file.write(value)
-            except PermissionError:
+            except FileNotFoundError:
+                assert family != "ipv4", name
+            except OSError as e:
+                if e.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
                 pytest.skip("/proc/sys is read-only here")
+
+    def no_duplicates(self) -> None:
+        """IPv6 addresses are usable at once, link-local ones included, on devices that come later."""
+        for which in ("all", "default"):
+            self.sysctl(f"conf/{which}/accept_dad", "0", "ipv6")
 
     def lose(self, percent: int, device: str = "tap0") -> None:
         """Frames of ``device`` vanish at random in both directions. The sender is not told (NF_STOLEN, not a drop)."""
@@ -230,6 +240,8 @@ class World:
         self.host = Netns.bare()
         self.outside = Netns.bare()
         _setns(self.host.fd)
+        for machine in (self.host, self.outside):
+            machine.no_duplicates()
         self.host.ip(_HOST_LINKS.format(outside=f"/proc/{os.getpid()}/fd/{self.outside.fd}"))
         self.outside.sysctl("ip_forward", "1")
         self.outside.sysctl("icmp_ratelimit", "0")

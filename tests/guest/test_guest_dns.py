@@ -30,10 +30,13 @@ def question(name: str, ident: int = 0) -> bytes:
 
 
 def answer(query: bytes, rcode: int, who: str) -> bytes:
-    """A response that carries the address ``who``."""
+    """A response that carries the address ``who``, in IPv6's clothes where an AAAA record was asked for."""
     ident, *_ = dns.HEADER.unpack_from(query)
     end = dns.question_end(query)
-    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(who)
+    kind, address = int.from_bytes(query[end - 4 : end - 2], "big"), socket.inet_aton(who)
+    if kind == 28:  # RFC 3596 §2.1
+        address = bytes(10) + b"\xff\xff" + address
+    record = b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 60, len(address)) + address
     head = dns.HEADER.pack(ident, dns.QR | dns.RD | dns.RA | rcode, 1, 1 if not rcode else 0, 0, 0)
     return head + query[dns.SIZE : end] + (record if not rcode else b"")
 

@@ -31,10 +31,13 @@ def beyond(world: World) -> Iterator[Beyond]:
     far = Netns.bare()
     try:
         there = Beyond(world, far)
+        far.no_duplicates()
         for namespace, lines in LINKS.items():
             getattr(there, namespace).ip(lines.format(far=there.path()))
-        there.outside.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
-        there.outside.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/icmp/ratelimit")
+        there.outside.sysctl("conf/all/forwarding", "1", "ipv6")
+        far.sysctl("icmp_ratelimit", "0")
+        for machine in (there.outside, far):
+            machine.sysctl("icmp/ratelimit", "0", "ipv6")
         yield there
     finally:
         far.close()
