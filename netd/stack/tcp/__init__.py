@@ -27,7 +27,7 @@ A small store keeps what comes behind a hole and tells of it in SACK blocks (``a
 frame makes the guest send all that follows again without a round-trip sample, and its time-out doubles with each
 further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03).
 
-The ACK of a small request waits up to ``ack_delay`` for the answer to carry it, while guest and host take turns, as most
+The ACK of a small request waits up to ``ack_delay`` for the answer to carry it while guest and host take turns, as most
 conversations begin. Both families are the same here; ``headers`` and the key's length know which it is.
 
 Left out, on purpose: congestion control (memory is the path), SACK from the guest, timestamps and PAWS, Nagle, ECN,
