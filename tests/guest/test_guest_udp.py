@@ -167,17 +167,19 @@ async def test_many_endpoints_at_once(world: World, attach: Attach) -> None:
     assert guest.network.status().flows["udp"] == 200
 
 
-async def test_what_does_not_fit_is_dropped_by_name(world: World, attach: Attach) -> None:
-    guest = await attach(mtu=1500)
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "plain"])
+@pytest.mark.parametrize("mtu", [65520, 1500, 1280])
+async def test_what_does_not_fit_goes_in_fragments(world: World, attach: Attach, mtu: int, offload: bool) -> None:
+    """Both ways, up to the largest datagram there is."""
+    guest = await attach(mtu=mtu)
     with guest.datagrams() as client, world.outside.datagrams(OUTSIDE) as server:
-        seen = await aside(ask, client, b"hello", server.getsockname(), server)
-        server.sendto(bytes(1473), seen)
-        server.sendto(b"next", seen)
-        assert await aside(client.recv, 65535) == b"next"
-        assert guest.counters()["drop_too_big"] == 1
-        client.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: IP_PMTUDISC_DONT
-        client.sendto(bytes(1473), server.getsockname())
-        await until(lambda: guest.counters()["drop_fragment"] == 2, "two fragments")
+        for sock in (client, server):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        for size in (mtu - 28, mtu - 27, 2 * mtu, 60_000, 65_507):
+            if size <= 65_507:
+                await aside(ask, client, os.urandom(size), server.getsockname(), server)
+    counters = guest.counters()
+    assert counters["reassembled"] >= 2 and counters["drop_fragment"] == counters["drop_too_big"] == 0
 
 
 async def test_groups_loopback_and_broadcast_go_nowhere(world: World, attach: Attach) -> None:
