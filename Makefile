@@ -3,12 +3,15 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -rs
 SECONDS ?= 60
+GB ?= 10
+LOSS ?= 0 1 5
+MTU ?= 1500
 PREFIX ?= $(HOME)/.local
 UNITS = $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/systemd/user
 # What needs Podman, a service manager, or time.
 SLOW := tests/guest tests/podman tests/systemd tests/fuzz
 
-.PHONY: help demo test check lint unit guest podman genuine fuzz bench profile venv packages install uninstall clean
+.PHONY: help demo test check lint unit guest podman genuine fuzz bench soak profile venv packages install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -43,6 +46,9 @@ fuzz: venv ## random and mutated input for SECONDS (60) each
 
 bench: packages venv ## netd beside slirp4netns and pasta: bench/RESULTS.md (QUICK=1: the short one)
 	$(PYTHON) bench/run.py
+
+soak: packages venv ## GB (10) gigabytes each way, md5 at both ends, with LOSS ("0 1 5") percent of the frames lost
+	GB="$(GB)" LOSS="$(LOSS)" MTU="$(MTU)" $(PYTHON) bench/soak.py
 
 profile: packages venv ## where netd's CPU time goes under load
 	$(PYTHON) bench/profile.py
