@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from abc import ABC, abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ view = memoryview(buffer)
 buffers = [buffer]
 
 
-class UdpSocket:
+class UdpSocket(ABC):
     """Owns ``sock``. A flow's ``address`` is (the peer's sockaddr, control messages)."""
 
     def __init__(
@@ -142,8 +143,9 @@ class UdpSocket:
         self._receive()
         self._flush()
 
+    @abstractmethod
     def _receive(self) -> None:
-        raise NotImplementedError
+        """Take what has come."""
 
     def _read_errors(self, sock: socket.socket) -> bool:
         """True if there was one."""
