@@ -61,10 +61,6 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 IFF_UP = 0x1  # linux/if.h
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1  # linux/rtnetlink.h
-RTAX_RTO_MIN = 13
-# Milliseconds, where the kernel has 200: only memory is between the guest's TCP and ours, which delays no ACK for
-# more than one. A lone ACK that was lost costs so much, and each further loss twice that (tcp_rto_min() in net/tcp.h).
-RTO_MIN = 40
 IFA_F_NODAD = 0x02  # linux/if_addr.h
 IPV6_MIN_MTU = 1280  # RFC 8200 §5; on a device with less the kernel has no IPv6
 # What the kernel says to an IPv6 address where IPv6 is disabled, and where there is none.
@@ -209,8 +205,7 @@ def _default_route(rtnl: Rtnetlink, ifname: str, index: int, family: int, gatewa
     route["family"] = family
     route["table"], route["proto"] = RT_TABLE_MAIN, RTPROT_STATIC
     route["scope"], route["type"] = RT_SCOPE_UNIVERSE, RTN_UNICAST
-    metrics = {"attrs": [("RTAX_LOCK", 1 << RTAX_RTO_MIN), ("RTAX_RTO_MIN", RTO_MIN)]}
-    route["attrs"] = [("RTA_GATEWAY", gateway), ("RTA_OIF", index), ("RTA_METRICS", metrics)]
+    route["attrs"] = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
     rtnl.change(f"{ifname}: default route via {gateway}", RTM_NEWROUTE, route, NLM_F_CREATE | NLM_F_REPLACE)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 
 from netd.settings import Settings
 from netd.specs import ForwardSpec
-from tests.guest.programs import SIX
 from tests.lab import HOST, OUTSIDE, World, both_ways, connected
 from tests.stage import Attach
 
@@ -17,20 +13,6 @@ from tests.stage import Attach
 @pytest.fixture(params=[True, False], ids=["offload", "plain"])
 def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     return settings.model_copy(update={"offload": request.param})
-
-
-async def test_the_guests_time_out_fits_the_link(world: World, attach: Attach, settings: Settings) -> None:
-    """With the kernel's 200 ms, doubled with each further loss, a transfer at 5 % loss stood still for seconds."""
-    guest = await attach(**SIX)
-    for family in ("-4", "-6"):
-        (route,) = json.loads(guest.run("ip", "-j", family, "route", "show", "default"))
-        (metrics,) = route["metrics"]
-        assert metrics["rto_min"] == 40
-    with world.outside.listener(OUTSIDE) as listener, guest.socket() as client:
-        with await connected(client, listener.getsockname(), listener):
-            said = guest.run("ss", "-tinH", "dport", f"= {listener.getsockname()[1]}")
-            (rto,) = re.findall(r"\brto:(\d+)", said)
-            assert int(rto) < 100
 
 
 @pytest.mark.parametrize("percent", [1, 5])
