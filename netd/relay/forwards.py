@@ -10,6 +10,7 @@ import errno
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
@@ -181,8 +182,19 @@ class Forwards:
                 continue
             stream.connection = connection
             stream.on_close = forward.streams.discard
+            if len(guest) == 16 and not forward.spec.container_ip and self._addressing.guest:
+                stream.on_refused = partial(self._by_ipv4, client[1], port)
             forward.streams.add(stream)
         self._flush()
+
+    def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
+        """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
+        guest, gateway = self._addressing.guest, self._addressing.gateway
+        connection = self._tcp.open_to_guest(gateway, sport, guest, port, stream, now)
+        if connection is None:
+            return False
+        stream.connection = connection
+        return True
 
     def _pause(self, forward: Forward, listener: socket.socket, guest: bytes, port: int) -> None:
         """Out of descriptors: the backlog waits, instead of a loop that accepts nothing."""

@@ -81,6 +81,7 @@ class Stream:
         "_writing",
         "connection",
         "on_close",
+        "on_refused",
         "sock",
     )
 
@@ -102,6 +103,7 @@ class Stream:
         self._reading = self._writing = self._closed = False
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
+        self.on_refused: Callable[[Stream, float], bool] | None = None  # begins another connection, or says no
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
@@ -263,6 +265,12 @@ class Stream:
             self._loop.remove_writer(sock.fileno())
 
     # -- ends ----------------------------------------------------------------------------------------------------
+
+    def guest_refused(self, now: float) -> None:
+        """Try elsewhere, once, or reset the client."""
+        again, self.on_refused = self.on_refused, None
+        if again is None or not again(self, now):
+            self.abort()
 
     def abort(self) -> None:
         """RST to the host's peer."""

@@ -90,6 +90,9 @@ class HostStream(Protocol):
     def finish(self) -> None:
         """The guest sent FIN and all its bytes are written: shut down our sending side."""
 
+    def guest_refused(self, now: float) -> None:
+        """Nobody listens in the guest: another ``connection`` may be begun elsewhere, else as ``abort``."""
+
     def abort(self) -> None:
         """Reset towards the host, and be done."""
 

@@ -152,6 +152,22 @@ async def test_an_ipv6_client_of_a_guest_without(beyond: Beyond, attach: Attach,
                     assert (await aside(client.recvfrom, 65535))[0] == payload[::-1]
 
 
+async def test_an_ipv6_client_of_a_program_that_listens_on_ipv4_alone(beyond: Beyond, attach: Attach) -> None:
+    """``localhost`` may be ::1. Where nobody listens on the guest's IPv6 address its IPv4 address is tried."""
+    guest = await attach(**SIX)
+    port = guest.network.add_forward(ForwardSpec("tcp", 0, 80), "api").spec.host_port
+    for place, address in ((beyond.outside, HOST6), (beyond.host, "::1")):
+        with listener(guest, "0.0.0.0", 80) as server, place.socket(family=V6) as client:
+            with await connected(client, (address, port), server) as accepted:
+                assert accepted.getpeername()[0] == "10.0.2.2"
+                await both_ways(client, accepted, 1 << 20)
+        with place.socket(family=V6) as client:
+            client.settimeout(5)
+            client.connect((address, port))
+            with pytest.raises(ConnectionResetError):
+                await aside(client.recv, 1)  # nobody at all
+
+
 async def test_a_guest_of_one_family(beyond: Beyond, attach: Attach) -> None:
     """One that has only IPv4 says so itself; one that has only IPv6 reaches the outside by it."""
     guest = await attach()

@@ -70,6 +70,9 @@ class FakeStream:
             return
         self.finished = True
 
+    def guest_refused(self, now: float) -> None:
+        self.abort()
+
     def abort(self) -> None:
         if not self.closed:
             self.aborted = True

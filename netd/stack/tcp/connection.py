@@ -122,7 +122,9 @@ class Connection(Receiver):
                     self.table.timers.arm(self, now)
             return
         if acceptable and flags & RST:
-            self._reset_by_guest()
+            self.table.counters.tcp_resets_from_guest += 1
+            self._leave()
+            self.host.guest_refused(now)
             return
         if not acceptable or not flags & SYN:
             self.table.counters.drop_tcp_stray += 1
