@@ -362,6 +362,14 @@ class Terminal:
             self.seen += os.read(self.fd, 4096).decode()
         self.seen = self.seen[match.end() :]
 
+    def resumes(self) -> None:
+        """``fg``, and the terminal is the job's: what is typed before that would be the shell's."""
+        shell, end = os.tcgetpgrp(self.fd), time.monotonic() + 20
+        self.types("fg\n")
+        while os.tcgetpgrp(self.fd) == shell:
+            assert time.monotonic() < end, self.seen
+            time.sleep(0.005)
+
     def ends(self) -> int:
         while True:  # what is not read may keep it from ending
             try:
@@ -398,7 +406,8 @@ def test_job_control(place: Place) -> None:
     terminal.sees("\ngo")
     terminal.types("\x1a")
     terminal.sees(r"\[1\]\+ +Stopped")
-    terminal.types("fg\nthat\n")
+    terminal.resumes()
+    terminal.types("that\n")
     terminal.sees("\ngot that")
     terminal.sees(r"\$ ")
     terminal.types("sh -c 'echo go; exec sleep 600'\n")
@@ -421,7 +430,8 @@ def test_stopped_and_continued_as_a_job(place: Place) -> None:
     terminal.sees("\nready")
     terminal.types("\x1a")
     terminal.sees("Stopped")
-    terminal.types("fg\nthat\n")
+    terminal.resumes()
+    terminal.types("that\n")
     terminal.sees("\ngot that")
     terminal.sees("> ")
     terminal.types("exit $?\n")
