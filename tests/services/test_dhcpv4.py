@@ -312,7 +312,8 @@ def test_the_broadcast_flag(client: Client) -> None:
     assert client.hears(DISCOVER, flags=0x8000).broadcast
     assert not client.hears(DISCOVER, flags=0x7FFF).broadcast
     assert client.hears(DISCOVER, ciaddr=ip(99), flags=0x8000).broadcast
-    assert client.hears(DISCOVER, ciaddr=ip(99)).to == (GUEST, MAC), "DISCOVER has no ciaddr (table 5)"
+    offer = client.hears(DISCOVER, ciaddr=ip(99))
+    assert offer.to == (GUEST, MAC) and offer.ciaddr == ANY, "neither message has a ciaddr (tables 3 and 5)"
 
 
 # -- the other messages -------------------------------------------------------------------------------------------
