@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from bench.world import ROOT, BenchError, Guest, World, as_user, until
 READY_LIMIT = 15.0  # seconds an attach may take
 
 
-class Attachment:
+class Attachment(ABC):
     """A guest with a network. ``seconds`` is the time from starting the command until it said that it is ready."""
 
     guest_ip = "10.0.2.100"
@@ -36,15 +37,16 @@ class Attachment:
         self.guest = guest
         self.seconds = 0.0
 
+    @abstractmethod
     def pids(self) -> list[int]:
         """Every process that exists because of this network, those shared with others included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """End it."""
 
 
-class Program:
+class Program(ABC):
     """One program under test."""
 
     name = ""
@@ -62,10 +64,10 @@ class Program:
         lines = [line for line in out.stdout.splitlines() if line and not line.startswith("Failed to send")]
         return lines[0] if lines else "unknown"
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 - most need nothing
         """Whatever must run before the first attach."""
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027
         """The reverse of ``start``; harmless without it."""
 
     def environment(self) -> dict[str, str]:
@@ -76,11 +78,11 @@ class Program:
         """Processes that exist without any network."""
         return []
 
+    @abstractmethod
     def attach(
         self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
     ) -> Attachment:
         """Connect ``guest``; ``tcp`` and ``udp`` map host ports to guest ports. BenchError where that fails."""
-        raise NotImplementedError
 
 
 class Slirp4netns(Program):
