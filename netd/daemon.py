@@ -323,7 +323,7 @@ class Daemon:
 
     def _restore_network(self, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
         id_ = entry["id"]
-        spec = NetworkSpec(**entry["spec"])
+        spec = NetworkSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry["spec"].items()})
         kind, path = entry["lifeline"]["kind"], entry["lifeline"]["path"]
         names = {key: f"{id_}.{key}" for key in ("tap", "life")}
         if names["tap"] not in by_name or (kind in ("exit_fd", "shim", "pidfd") and names["life"] not in by_name):

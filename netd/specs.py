@@ -19,6 +19,9 @@ class ForwardSpec:
     host_ip: str = ""  # an IPv4 or IPv6 literal; "" is every address of the host, of both families
     range: int = 1  # how many consecutive ports
     container_ip: str = ""  # "" is the network's guest address
+    interface: str = ""  # only what comes in by this interface of the host (SO_BINDTODEVICE)
+    best_effort: bool = False  # ports of the range that cannot be bound are left out, unless that is all of them
+    freebind: bool = False  # host_ip need not be there yet (IP_FREEBIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,19 @@ class ForwardStatus:
 
     id: int  # counts from 1 within its network and is never reused
     spec: ForwardSpec
-    origin: str  # "run" | "api" | "slirp4netns"
+    origin: str  # "run" | "api" | "slirp4netns" | "pasta" | "auto" | "pesto"
     state: str  # "listening"
     connections: int  # open connections (TCP) or peers (UDP) now
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """What one attached namespace is to get. Addresses default to slirp4netns' (network+100, +2, +3)."""
+    """What one attached namespace is to get. Addresses default to slirp4netns' (network+100, +2, +3).
+
+    The guest's link is a small private network behind ``gateway_ip``; or, ``host_like``, the guest has the host's own
+    address on the host's own subnet, and all other addresses are led to whoever has them. An empty ``guest_ip`` or
+    ``cidr6`` is no IPv4 or no IPv6.
+    """
 
     name: str = ""  # "" is the id
     origin: str = "api"  # "slirp4netns" | "pasta" | "api" | "run"
@@ -54,6 +62,22 @@ class NetworkSpec:
     dns_ip6: str = ""
     router_ip6: str = "fe80::2"  # link-local: who advertises itself, and the default route's next hop
     outbound_ip6: str = ""
+    outbound_interface: str = ""  # the host's sockets go out by this interface (SO_BINDTODEVICE), in IPv4
+    outbound_interface6: str = ""
+    host_like: bool = False
+    host_loopback_ip: str = ""  # host_like: stands for the host's 127.0.0.1
+    host_loopback_ip6: str = ""  # and ::1
+    host_ips: tuple[str, ...] = ()  # host_like: stand for the host's own address, which the guest has as well
+    gateway_mac: str = ""  # our side's, "" makes one of the gateway's address
+    addresses: tuple[str, ...] = ()  # to be configured, "192.0.2.2/24"; () is guest_ip and guest_ip6
+    routes: tuple[str, ...] = ()  # to be configured, "DST [via GATEWAY] [metric N]"; () is a default route
+    dns_hosts: tuple[str, ...] = ()  # the name servers, instead of those of the host's resolv.conf
+    dhcp_dns: tuple[str, ...] | None = None  # told to guests that configure themselves; None is dns_ip and dns_ip6
+    dhcp_search: tuple[str, ...] | None = None  # likewise; None is the host's
+    hostname: str = ""  # likewise (DHCP options 12 and 81)
+    fqdn: str = ""
+    without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
+    host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +85,7 @@ class Lifeline:
     """The one thing that ends a network (DESIGN §5). The daemon owns ``fd`` from attach on.
 
     kind: "exit_fd" (a pipe; its hang-up), "shim" (a connected socket; its hang-up), "pidfd" (the process's end),
-    "path" (the file's unlink, no fd), "explicit" (only DELETE).
+    "path" (the file's unlink, no fd), "explicit" (only DELETE). With a ``path`` its unlink ends any of them.
     """
 
     kind: str
