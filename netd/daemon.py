@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from netd import __version__
+from netd.blueprint import plan_of
 from netd.errors import (
     AmbiguousNetwork,
     LimitReached,
@@ -30,14 +31,14 @@ from netd.lifeline import Watch
 from netd.link.tap import is_attached
 from netd.netns.plan import OpenTap
 from netd.netns.spawn import Agent
-from netd.network import Network, clock, plan_of, record_of
+from netd.network import Network, clock, record_of
 from netd.pace import Pace
 from netd.record import Record
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
-from netd.specs import ForwardSpec, Lifeline, NetworkSpec
+from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +324,7 @@ class Daemon:
 
     def _restore_network(self, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
         id_ = entry["id"]
-        spec = NetworkSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry["spec"].items()})
+        spec = network_spec(entry["spec"])
         kind, path = entry["lifeline"]["kind"], entry["lifeline"]["path"]
         names = {key: f"{id_}.{key}" for key in ("tap", "life")}
         if names["tap"] not in by_name or (kind in ("exit_fd", "shim", "pidfd") and names["life"] not in by_name):

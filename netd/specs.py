@@ -7,6 +7,7 @@ Addresses are literals here (``"10.0.2.100"``); inside the packet path they are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class NetworkSpec:
     outbound_ip6: str = ""
     outbound_interface: str = ""  # the host's sockets go out by this interface (SO_BINDTODEVICE), in IPv4
     outbound_interface6: str = ""
+    zone: str = ""  # host_like: the host's interface that link-local IPv6 addresses are on
     host_like: bool = False
     host_loopback_ip: str = ""  # host_like: stands for the host's 127.0.0.1
     host_loopback_ip6: str = ""  # and ::1
@@ -78,6 +80,12 @@ class NetworkSpec:
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
+
+
+def network_spec(content: dict[str, Any]) -> NetworkSpec:
+    """A spec from JSON, which knows lists only. TypeError for what it has no field for."""
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    return NetworkSpec(**fields)
 
 
 @dataclass(frozen=True, slots=True)

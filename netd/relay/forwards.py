@@ -1,7 +1,6 @@
 """Published ports: host listeners that open flows towards the guest, added and removed at any time.
 
-The guest sees the client's own address and port. A client on the host's loopback, with an address of the guest's own
-link, or of a family that the guest has not, appears as the gateway: nothing else could be answered.
+The guest sees the client's own address and port, where it could answer them (``Addressing.seen_as``).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import is_loopback, packed
+from netd.relay.sockaddr import packed
 from netd.relay.stream import Stream, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
@@ -115,13 +114,6 @@ class Forwards:
         guest, guest6 = self._addressing.guest, self._addressing.guest6
         return guest6 or guest if family == socket.AF_INET6 else guest or guest6
 
-    def _client_seen(self, ip: bytes, guest: bytes) -> bytes:
-        """How ``guest`` sees the client ``ip``."""
-        addressing = self._addressing
-        if len(ip) != len(guest) or is_loopback(ip) or addressing.on_link(ip):
-            return addressing.gateway_of(len(guest))
-        return ip
-
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
 
@@ -174,7 +166,7 @@ class Forwards:
                     self._pause(forward, listener, guest, port)
                 break  # else the client has gone already
             sock.setblocking(False)
-            src = self._client_seen(packed(client[0]), guest)
+            src = self._addressing.seen_as(packed(client[0]), len(guest))
             stream = self._host.new_stream(sock)
             connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
             if connection is None:
