@@ -185,6 +185,7 @@ class Daemon:
                 self._name_servers,
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
+                free_dead=self._free_dead,
                 pace=self._pace,
                 created=created,
             )
@@ -241,16 +242,28 @@ class Daemon:
             raise AmbiguousNetwork(f"{ref!r} fits several networks: {listed}")
         return matches[0]
 
-    def _holder_of(self, spec: ForwardSpec) -> str:
-        """Which network of ours listens on a port of ``spec``; "" if none."""
+    def _holders_of(self, spec: ForwardSpec) -> list[Network]:
+        """The networks of ours that listen on a port of ``spec``."""
         ports = range(spec.host_port, spec.host_port + spec.range)
+        holders = []
         for network in self.networks.values():
             for forward in network.forwards():
                 other = forward.spec
                 overlap = other.host_port < ports.stop and ports.start < other.host_port + other.range
                 if other.protocol == spec.protocol and overlap and _share_an_address(other.host_ip, spec.host_ip):
-                    return network.name
-        return ""
+                    holders.append(network)
+                    break
+        return holders
+
+    def _holder_of(self, spec: ForwardSpec) -> str:
+        return next((network.name for network in self._holders_of(spec)), "")
+
+    def _free_dead(self, spec: ForwardSpec) -> bool:
+        """End the holders of ports of ``spec`` whose lifelines have ended unseen (podman.md, T11); True if any."""
+        dead = [network for network in self._holders_of(spec) if _has_ended(network)]
+        for network in dead:
+            self._end(network, "ended")
+        return bool(dead)
 
     # -- what outlives the process -------------------------------------------------------------------------------
 
@@ -434,7 +447,7 @@ def _has_ended(network: Network) -> bool:
     """True if a lifeline's end is known to the kernel, though not yet to us."""
     poller = select.poll()
     kind, fd = network.lifeline.kind, network.lifeline.fd
-    if kind == "path" and not os.path.lexists(network.lifeline.path):
+    if network.lifeline.path and not os.path.lexists(network.lifeline.path):
         return True
     if fd >= 0:
         poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)

@@ -46,6 +46,7 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
+        free_dead: Callable[[ForwardSpec], bool],
         pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
@@ -62,6 +63,7 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
+        self._free_dead = free_dead
         self._pace = pace
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
@@ -129,7 +131,12 @@ class Network:
     def add_forward(self, spec: ForwardSpec, origin: str) -> ForwardStatus:
         """Publish ports now. InvalidSpec, PortInUse, PortPrivileged, AddressUnavailable, LimitReached."""
         try:
-            status = self._forwards.add(spec, origin)
+            try:
+                status = self._forwards.add(spec, origin)
+            except PortInUse:
+                if not self._free_dead(spec):
+                    raise
+                status = self._forwards.add(spec, origin)
         except PortInUse as e:
             holder = self._holder_of(spec)
             if not holder:
@@ -187,7 +194,8 @@ class Network:
         for name, fd in self.held.items():
             fds[f"held-{name}"] = [fd]
         for id_, sockets in self._forwards.listeners():
-            fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
+            if not self._forwards.get(id_).spec.best_effort:  # thousands; they can be bound anew, or left out
+                fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
         return fds
 
     def next_forward_id(self) -> int:

@@ -9,6 +9,7 @@ import errno
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
 MAX_PORTS = 4096  # published ports per network; each is one listening socket or, for all addresses, two
+MAX_BEST_EFFORT = 65535  # and further ones of forwards that do without the ports they cannot get
 ACCEPTS = 32  # connections taken per wake-up
 
 
@@ -79,15 +81,16 @@ class Forwards:
         check(spec)
         if ":" in spec.container_ip and not self._addressing.gateway6:
             raise InvalidSpec(f"container_ip {spec.container_ip!r}: this network has no IPv6")
-        if self.port_count() + spec.range > MAX_PORTS:
-            raise LimitReached(f"a network publishes at most {MAX_PORTS} ports")
+        alike = sum(f.spec.range for f in self._forwards.values() if f.spec.best_effort == spec.best_effort)
+        limit = MAX_BEST_EFFORT if spec.best_effort else MAX_PORTS
+        if alike + spec.range > limit:
+            raise LimitReached(f"a network publishes at most {limit} ports")
         try:
             ports = listen(spec, {} if kept is None else kept)
         except OSError as e:  # out of descriptors
             raise LimitReached(f"cannot publish: {e.strerror}") from None
         if spec.host_port == 0:
-            port = ports[0][0].getsockname()[1]
-            spec = ForwardSpec(spec.protocol, port, spec.container_port, spec.host_ip, spec.range, spec.container_ip)
+            spec = replace(spec, host_port=ports[0][0].getsockname()[1])
         forward = Forward(id_ or self.next_id, spec, origin, [sock for sockets in ports for sock in sockets])
         self.next_id = max(self.next_id, forward.id) + 1
         self._forwards[forward.id] = forward

@@ -6,11 +6,12 @@ import errno
 import socket
 import time
 
-from netd.errors import AddressUnavailable, InvalidSpec, PortInUse, PortPrivileged
+from netd.errors import AddressUnavailable, InvalidSpec, NetdError, PortInUse, PortPrivileged
 from netd.relay.sockaddr import Sockaddr, is_literal, resolve
 from netd.specs import ForwardSpec
 
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 _ATTEMPTS = 32  # to find a port that is free in both families, where the kernel chooses
 
 Kept = dict[tuple[int, int], socket.socket]  # by family and port
@@ -31,14 +32,24 @@ def check(spec: ForwardSpec) -> None:
 
 
 def listen(spec: ForwardSpec, kept: Kept) -> list[list[socket.socket]]:
-    """Bind every port of ``spec`` on the host, except what ``kept`` has: all or none. The sockets of each port.
+    """Bind every port of ``spec`` on the host, except what ``kept`` has: all or none, or with ``best_effort`` as many
+    as there are, one at least. The sockets of each port, which may be none then.
 
     PortInUse, PortPrivileged, AddressUnavailable, OSError for want of descriptors.
     """
     ports: list[list[socket.socket]] = []
+    error: Exception | None = None
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
-            ports.append(_listen_port(spec, port, kept))
+            try:
+                ports.append(_listen_port(spec, port, kept))
+            except (NetdError, OSError) as e:
+                if not spec.best_effort:
+                    raise
+                error = error or e
+                ports.append([])
+        if error is not None and not any(ports):
+            raise error
     except BaseException:
         for sockets in ports:
             _close(sockets)
@@ -55,14 +66,14 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
     """One port: a socket of the address's family, or for all addresses one of each."""
     if spec.host_ip:
         family = socket.AF_INET6 if ":" in spec.host_ip else socket.AF_INET
-        return [kept.pop((family, port), None) or _listen_one(spec.protocol, spec.host_ip, port)]
+        return [kept.pop((family, port), None) or _listen_one(spec, spec.host_ip, port)]
     attempt = 0
     while True:
         restored = kept.pop((socket.AF_INET, port), None)
-        sock = restored or _listen_one(spec.protocol, "0.0.0.0", port)
+        sock = restored or _listen_one(spec, "0.0.0.0", port)
         try:
             chosen = sock.getsockname()[1]
-            sock6 = kept.pop((socket.AF_INET6, port), None) or _listen_one(spec.protocol, "::", chosen)
+            sock6 = kept.pop((socket.AF_INET6, port), None) or _listen_one(spec, "::", chosen)
         except AddressUnavailable:
             return [sock]  # this host has no IPv6
         except PortInUse:
@@ -79,7 +90,8 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
             return [sock, sock6]
 
 
-def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
+def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
+    protocol = spec.protocol
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     where = f"[{ip}]:{port}/{protocol}" if ":" in ip else f"{ip}:{port}/{protocol}"
@@ -89,6 +101,11 @@ def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
         address = resolve(ip, port)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if spec.freebind:
+            level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
+            sock.setsockopt(level, _IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND, 1)
+        if spec.interface:
+            _bind_to_device(sock, spec.interface, where)
         if protocol == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
@@ -113,6 +130,14 @@ def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
             raise AddressUnavailable(f"cannot publish {where}: {ip} is not an address of this host") from None
         raise InvalidSpec(f"cannot publish {where}: {e.strerror}") from None
     return sock
+
+
+def _bind_to_device(sock: socket.socket, interface: str, where: str) -> None:
+    try:
+        name = interface.encode("utf-8", "surrogateescape")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+    except OSError as e:
+        raise AddressUnavailable(f"cannot publish {where} on {interface}: {e.strerror}") from None
 
 
 # UDP addresses given up a moment ago, in order of time. The service manager holds a duplicate of each socket until it
