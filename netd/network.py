@@ -141,7 +141,8 @@ class Network:
             holder = self._holder_of(spec)
             if not holder:
                 raise
-            raise PortInUse(f"{e} (held by network {holder})", holder, f"netd port ls {holder}") from None
+            hint = f"netd port ls {holder}"
+            raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
         self._record_forward(status)
         return status
 
