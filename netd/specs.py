@@ -37,6 +37,27 @@ class ForwardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PortRule:
+    """Ports whose forwarding needs the guest's namespace.
+
+    direction "in": host ports ``first``..``last`` are published while somebody in the guest listens there (``auto``);
+    "out": what in the guest comes to its own loopback is led to the host's, always or (``auto``) while somebody on the
+    host listens there.
+    """
+
+    direction: str
+    protocol: str  # "tcp" | "udp"
+    first: int
+    last: int
+    to_first: int  # where ``first`` leads
+    host_ip: str = ""
+    interface: str = ""
+    container_ip: str = ""
+    best_effort: bool = False
+    auto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """What one attached namespace is to get. Addresses default to slirp4netns' (network+100, +2, +3).
 
@@ -79,13 +100,14 @@ class NetworkSpec:
     hostname: str = ""  # likewise (DHCP options 12 and 81)
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
+    rules: tuple[PortRule, ...] = ()
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
 
 def network_spec(content: dict[str, Any]) -> NetworkSpec:
     """A spec from JSON, which knows lists only. TypeError for what it has no field for."""
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-    return NetworkSpec(**fields)
+    return NetworkSpec(**(fields | {"rules": tuple(PortRule(**rule) for rule in fields.get("rules", ()))}))
 
 
 @dataclass(frozen=True, slots=True)
