@@ -80,6 +80,7 @@ def gateway_of(spec: NetworkSpec, addressing: Addressing, search: Sequence[str])
         pool=tuple(ip for number in pool if addressing.private(ip := number.to_bytes(4, "big"))),
         mtu=spec.mtu,
         hostname=spec.hostname,
+        fqdn=spec.fqdn,
         domain=search[0] if search else "",
         search=tuple(search),
     )
@@ -89,6 +90,7 @@ def gateway_of(spec: NetworkSpec, addressing: Addressing, search: Sequence[str])
         prefix_length=addressing.mask6.bit_count(),
         dns=tuple(ip for ip in dns if len(ip) == 16),
         search=tuple(search),
+        fqdn=spec.fqdn,
     )
     return Gateway(
         v4 if addressing.guest and "dhcp" not in spec.without else None,
