@@ -101,6 +101,7 @@ class NetworkSpec:
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
     rules: tuple[PortRule, ...] = ()
+    control: str = ""  # path of the socket by which pesto names the network
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
 
