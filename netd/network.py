@@ -14,7 +14,6 @@ import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
-from dataclasses import asdict
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
@@ -278,7 +277,7 @@ def record_of(network: Network) -> str:
     spec = network.spec
     content = {
         "id": network.id,
-        "spec": {**{name: getattr(spec, name) for name in spec.__slots__}, "rules": [asdict(r) for r in spec.rules]},
+        "spec": {name: getattr(spec, name) for name in spec.__slots__},
         "lifeline": {"kind": network.lifeline.kind, "path": network.lifeline.path},
         "held": sorted(network.held),
         "netns_inode": network.netns_inode,

@@ -38,23 +38,31 @@ class ForwardStatus:
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """Ports whose forwarding needs the guest's namespace.
+    """Consecutive ports that are led to as many others. Its text is pasta's notation."""
 
-    direction "in": host ports ``first``..``last`` are published while somebody in the guest listens there (``auto``);
-    "out": what in the guest comes to its own loopback is led to the host's, always or (``auto``) while somebody on the
-    host listens there.
-    """
-
-    direction: str
     protocol: str  # "tcp" | "udp"
     first: int
     last: int
-    to_first: int  # where ``first`` leads
-    host_ip: str = ""
-    interface: str = ""
-    container_ip: str = ""
-    best_effort: bool = False
-    auto: bool = False
+    to_first: int
+    address: str = ""  # to listen on; "" is every address of both families
+    interface: str = ""  # only what comes in by it (SO_BINDTODEVICE); "lo" for -T and -U
+    target: str = ""  # "" is the namespace, or for -T and -U the host
+    best_effort: bool = False  # ports that cannot be bound are left out, unless that is all of them
+    auto: bool = False  # only while the port it leads to is listened on
+
+    @property
+    def to_last(self) -> int:
+        """The port that ``last`` is led to."""
+        return self.to_first + self.last - self.first
+
+    def __str__(self) -> str:
+        device = f"%{self.interface}" if self.interface else ""
+        target = f"{self.target}:" if self.target else ""
+        flags = (" (best effort)" if self.best_effort else "") + (" (auto-scan)" if self.auto else "")
+        return (
+            f"{self.protocol.upper()} [{self.address or '*'}]{device}:{_span(self.first, self.last)}"
+            f"  =>  {target}{_span(self.to_first, self.to_last)} {flags}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,6 @@ class NetworkSpec:
     hostname: str = ""  # likewise (DHCP options 12 and 81)
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
-    rules: tuple[PortRule, ...] = ()
     control: str = ""  # path of the socket by which pesto names the network
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
@@ -108,7 +115,7 @@ class NetworkSpec:
 def network_spec(content: dict[str, Any]) -> NetworkSpec:
     """A spec from JSON, which knows lists only. TypeError for what it has no field for."""
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-    return NetworkSpec(**(fields | {"rules": tuple(PortRule(**rule) for rule in fields.get("rules", ()))}))
+    return NetworkSpec(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +146,7 @@ class NetworkStatus:
     forwards: tuple[ForwardStatus, ...]
     flows: dict[str, int]  # {"tcp": n, "udp": n, "icmp": n}
     counters: dict[str, int] = field(default_factory=dict)  # every named counter, drops included
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
