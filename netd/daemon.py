@@ -239,6 +239,10 @@ class Daemon:
         """The host's, as they are now."""
         return list(self._name_servers.current())
 
+    def search_domains(self) -> list[str]:
+        """The host's, as they are now."""
+        return list(self._name_servers.search())
+
     # -- finding -------------------------------------------------------------------------------------------------
 
     def network(self, ref: str) -> Network:
@@ -381,6 +385,7 @@ class Daemon:
                 _close_all(others)
         try:
             self._restore_forwards(network, entry, by_name)
+            network.rules.restore(entry.get("rules", {}))
         except BaseException:
             self._end(network, "could not be restored")
             raise

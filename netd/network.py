@@ -22,6 +22,7 @@ from netd.netns.plan import OpenTap
 from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
+from netd.rules import Rules
 from netd.services import dns
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.interface import Interface
@@ -93,6 +94,7 @@ class Network:
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
+        self.rules = Rules(self.add_forward, self.remove_forward)
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
@@ -290,5 +292,6 @@ def record_of(network: Network) -> str:
             "address6": network.tap.address6,
         },
         "next_forward_id": network.next_forward_id(),
+        "rules": network.rules.record(),
     }
     return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'
