@@ -76,10 +76,11 @@ async def serve(shim: Conversation, hello: Hello, daemon: Daemon) -> None:
         shim.tell(Exit(status=call.status, stdout=call.stdout, stderr=call.stderr))
         return
     with Descriptors() as fds:
+        attachment = _Attachment(shim, hello, daemon, call, fds)
         try:
-            await _Attachment(shim, hello, daemon, call, fds).make()
+            await attachment.make()
         except Died as error:
-            shim.tell(Exit(status=1, stderr=f"{call.warnings}{error}\n"))
+            attachment.fail(error)
 
 
 class _Attachment:
@@ -128,9 +129,16 @@ class _Attachment:
                 if background:
                     await shim.ask(Release(status=0))
                 shim.tell(Stay())
+        except Died as error:
+            self.fail(error)  # before the network's end has something to say to the shim
+            await self._daemon.detach(network)
         except BaseException:
             await self._daemon.detach(network)
             raise
+
+    def fail(self, error: Died) -> None:
+        """Have the shim say why, and end."""
+        self._shim.tell(Exit(status=1, stderr=f"{self._warnings}{error}\n"))
 
     async def _do(self, step: Step, failure: str) -> None:
         answer = await self._shim.ask(step)
