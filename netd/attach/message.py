@@ -71,8 +71,10 @@ class Open(Step):
 
 
 class Create(Step):
-    """Open ``path`` for writing as ``Open`` does for reading, made with ``mode`` less the umask where it is missing,
-    and send the descriptor. It is non-blocking, which a pipe feels: without a reader it is ENXIO, a full one EAGAIN."""
+    """Open ``path`` for writing as ``Open`` does for reading, made with ``mode`` less the umask where it is missing.
+
+    The descriptor is non-blocking, which a pipe feels: one without a reader is ENXIO, a full one EAGAIN.
+    """
 
     op: Literal["create"] = "create"
     path: OsText
