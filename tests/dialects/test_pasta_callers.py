@@ -87,7 +87,7 @@ def test_a_command_runs_in_namespaces_of_its_own_and_its_status_comes_back(machi
     said = shell(machine, f"$pasta --config-net {QUIET} -- sh -c 'id -u; hostname; ip -br addr; exit 7'", status=7)
     assert said.startswith("0\npasta-") and f"{HOST}/24" in said
     shell(machine, f"$pasta --config-net {QUIET} -- sh -c 'sleep 9 & kill -9 $!; wait $!'", status=137)
-    shell(machine, f"$pasta --config-net {QUIET} -- /no/such/command", status=127)
+    shell(machine, f"$pasta --config-net {QUIET} -- /no/such/command", status=1)
     until(lambda: not daemon.networks(), "end of the networks")
 
 
@@ -108,9 +108,9 @@ def test_a_path_as_podman_has_it_in_a_mount_namespace_of_its_own(machine: Machin
     """An empty file from outside, whose unlink is seen there; the process that --pid names goes with it."""
     said = shell(machine, f"""
         touch ns; in_n mount --bind /proc/$N/ns/net $PWD/ns
-        in_n $pasta --config-net {QUIET} --pid pasta.pid --netns $PWD/ns; echo status $?
+        in_n $pasta --config-net {QUIET} --pid $PWD/pasta.pid --netns $PWD/ns; echo status $?
         in_n curl -s http://{WORLD}/; pid=$(cat pasta.pid)
-        in_n umount ns; rm ns; soon gone $pid && echo and it is gone""")  # fmt: skip
+        in_n umount $PWD/ns; rm ns; soon gone $pid && echo and it is gone""")  # fmt: skip
     assert "status 0" in said and f"you are {HOST} " in said and "and it is gone" in said
     until(lambda: not daemon.networks(), "end of the network")
 
