@@ -482,7 +482,7 @@ def test_delete() -> None:
             table.remove(parse(text))
         assert str(caught.value) == f"{problem}\nUnable to delete rule {parse(text).rules[0]}"
         assert table.rules == before
-    with pytest.raises(PortError, match="^-t none conflicts with previous options$"):
+    with pytest.raises(PortError, match=r"^-t none conflicts with previous options$"):
         table.remove(parse("none"))
     for text in ("0.0.0.0/12345:10.88.0.7/80", "[::]/12345:fda6::2/80", "30-40", "22", "32000,auto"):
         table.remove(parse(text))
