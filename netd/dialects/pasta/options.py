@@ -139,7 +139,7 @@ class Line:
 def take(line: Line, key: str, value: str) -> None:
     """Read one option. Refused if it cannot be."""
     if key in _NOT_FOR_PASTA:
-        if key == "fd" and number(value) is None:
+        if key == "fd" and not 0 <= (-1 if (fd := number(value)) is None else fd) <= INT_MAX:
             raise Refused(f"Invalid --fd: {value}")
         raise Refused(_NOT_FOR_PASTA[key])
     if key in _DEPRECATED:
