@@ -1,7 +1,7 @@
 """The file of ``--log-file``: bounded by ``--log-size``, and the latest lines are in it (pasta(1)).
 
-Its first line says who writes, as ``pasta VERSION: EXECUTABLE (PID)``. The others are ``SECONDS: LEVEL: TEXT``, with the
-time since the file was opened. When it is full, about 30 % are cut out of it behind the first line.
+Its first line says who writes, as ``pasta VERSION: EXECUTABLE (PID)``. The others are ``SECONDS: LEVEL: TEXT``, with
+the time since the file was opened. When it is full, about 30 % are cut out of it behind the first line.
 """
 
 from __future__ import annotations
