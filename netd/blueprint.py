@@ -80,6 +80,7 @@ def gateway_of(spec: NetworkSpec, addressing: Addressing, search: Sequence[str])
         pool=tuple(ip for number in pool if addressing.private(ip := number.to_bytes(4, "big"))),
         mtu=spec.mtu,
         hostname=spec.hostname,
+        fqdn=spec.fqdn,
         domain=search[0] if search else "",
         search=tuple(search),
     )
@@ -89,6 +90,7 @@ def gateway_of(spec: NetworkSpec, addressing: Addressing, search: Sequence[str])
         prefix_length=addressing.mask6.bit_count(),
         dns=tuple(ip for ip in dns if len(ip) == 16),
         search=tuple(search),
+        fqdn=spec.fqdn,
     )
     return Gateway(
         v4 if addressing.guest and "dhcp" not in spec.without else None,
@@ -99,9 +101,9 @@ def gateway_of(spec: NetworkSpec, addressing: Addressing, search: Sequence[str])
 def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
     """What the agent is to set up in the namespace."""
     address = address6 = ""
-    if spec.guest_ip:
+    if spec.guest_ip and not spec.host_like:
         address = f"{spec.guest_ip}/{ipaddress.IPv4Network(spec.cidr).prefixlen}"
-    if spec.cidr6:
+    if spec.cidr6 and not spec.host_like:
         network6 = ipaddress.IPv6Network(spec.cidr6)
         address6 = f"{spec.guest_ip6}/{network6.prefixlen}" if spec.guest_ip6 else spec.cidr6
     return TapPlan(
@@ -112,7 +114,7 @@ def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
         address=address,
         gateway=spec.gateway_ip if address else "",
         address6=address6,
-        gateway6=spec.router_ip6 if spec.cidr6 else "",
+        gateway6=spec.router_ip6 if address6 else "",
         offload=offload,
         uso=offload,
         lo=spec.host_like,

@@ -29,7 +29,7 @@ from netd.errors import (
 )
 from netd.lifeline import Watch
 from netd.link.tap import is_attached
-from netd.netns.plan import OpenTap
+from netd.netns.plan import HostView, OpenTap
 from netd.netns.spawn import Agent
 from netd.network import Network, clock, record_of
 from netd.pace import Pace
@@ -43,6 +43,7 @@ from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
+LIFELINES_HELD = ("exit_fd", "pidfd")  # of ``Network.held``: further lifelines, by kind
 StoredFds = dict[str, list[int]]
 
 
@@ -101,9 +102,7 @@ class Daemon:
             raise
         finally:
             _close_all((netns_fd,))
-        self._watch(network, lifeline)
-        if "exit_fd" in held:
-            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        self._watch_all(network)
         logger.info("attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
         self.changed(network)
         self._tell("attached", network)
@@ -193,6 +192,12 @@ class Daemon:
             os.close(tap.fd)
             raise
 
+    def _watch_all(self, network: Network) -> None:
+        self._watch(network, network.lifeline)
+        for kind in LIFELINES_HELD:
+            if kind in network.held:
+                self._watch(network, Lifeline(kind, network.held[kind]))
+
     def _watch(self, network: Network, lifeline: Lifeline) -> None:
         watch = self._watches.get(network.id)
         if watch is None:
@@ -223,6 +228,20 @@ class Daemon:
     def _tell(self, event: str, network: Network) -> None:
         for observer in list(self.observers):
             observer(event, network)
+
+    # -- the host, for doors that make a guest like it ---------------------------------------------------------------
+
+    async def host_view(self) -> HostView:
+        """The host's interfaces, addresses and routes. AgentUnavailable."""
+        return await self._agent.host_view()
+
+    def name_servers(self) -> list[str]:
+        """The host's, as they are now."""
+        return list(self._name_servers.current())
+
+    def search_domains(self) -> list[str]:
+        """The host's, as they are now."""
+        return list(self._name_servers.search())
 
     # -- finding -------------------------------------------------------------------------------------------------
 
@@ -347,7 +366,7 @@ class Daemon:
             raise NamespaceUnavailable("its device is gone")
         tap = OpenTap(tap_fd, **entry["tap"])
         held = {key: by_name[f"{id_}.held-{key}"][0] for key in entry["held"] if f"{id_}.held-{key}" in by_name}
-        if "exit_fd" in entry["held"] and "exit_fd" not in held:
+        if any(kind in entry["held"] and kind not in held for kind in LIFELINES_HELD):
             raise NamespaceUnavailable("it ended while netd was away")
         if kind not in ("exit_fd", "shim", "pidfd", "path", "explicit"):
             raise ValueError(f"lifeline {kind!r}")
@@ -366,12 +385,11 @@ class Daemon:
                 _close_all(others)
         try:
             self._restore_forwards(network, entry, by_name)
+            network.rules.restore(entry.get("rules", {}))
         except BaseException:
             self._end(network, "could not be restored")
             raise
-        self._watch(network, lifeline)
-        if "exit_fd" in held:
-            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        self._watch_all(network)
         logger.info("restored %s", network.name)
 
     def _restore_forwards(self, network: Network, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
@@ -453,4 +471,6 @@ def _has_ended(network: Network) -> bool:
         poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)
     if "exit_fd" in network.held:
         poller.register(network.held["exit_fd"], select.POLLHUP)
+    if "pidfd" in network.held:
+        poller.register(network.held["pidfd"], select.POLLIN)
     return bool(poller.poll(0))

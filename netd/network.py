@@ -22,6 +22,7 @@ from netd.netns.plan import OpenTap
 from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
+from netd.rules import Rules
 from netd.services import dns
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.interface import Interface
@@ -93,6 +94,9 @@ class Network:
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
+        if not spec.configure:
+            self._forwards.address_of = interface.neighbors.address_of_guest
+        self.rules = Rules(self.add_forward, self.remove_forward)
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
@@ -141,7 +145,8 @@ class Network:
             holder = self._holder_of(spec)
             if not holder:
                 raise
-            raise PortInUse(f"{e} (held by network {holder})", holder, f"netd port ls {holder}") from None
+            hint = f"netd port ls {holder}"
+            raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
         self._record_forward(status)
         return status
 
@@ -289,5 +294,6 @@ def record_of(network: Network) -> str:
             "address6": network.tap.address6,
         },
         "next_forward_id": network.next_forward_id(),
+        "rules": network.rules.record(),
     }
     return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'

@@ -37,6 +37,35 @@ class ForwardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PortRule:
+    """Consecutive ports that are led to as many others. Its text is pasta's notation."""
+
+    protocol: str  # "tcp" | "udp"
+    first: int
+    last: int
+    to_first: int
+    address: str = ""  # to listen on; "" is every address of both families
+    interface: str = ""  # only what comes in by it (SO_BINDTODEVICE); "lo" for -T and -U
+    target: str = ""  # "" is the namespace, or for -T and -U the host
+    best_effort: bool = False  # ports that cannot be bound are left out, unless that is all of them
+    auto: bool = False  # only while the port it leads to is listened on
+
+    @property
+    def to_last(self) -> int:
+        """The port that ``last`` is led to."""
+        return self.to_first + self.last - self.first
+
+    def __str__(self) -> str:
+        device = f"%{self.interface}" if self.interface else ""
+        target = f"{self.target}:" if self.target else ""
+        flags = (" (best effort)" if self.best_effort else "") + (" (auto-scan)" if self.auto else "")
+        return (
+            f"{self.protocol.upper()} [{self.address or '*'}]{device}:{_span(self.first, self.last)}"
+            f"  =>  {target}{_span(self.to_first, self.to_last)} {flags}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """What one attached namespace is to get. Addresses default to slirp4netns' (network+100, +2, +3).
 
@@ -79,6 +108,7 @@ class NetworkSpec:
     hostname: str = ""  # likewise (DHCP options 12 and 81)
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
+    control: str = ""  # path of the socket by which pesto names the network
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
 
@@ -116,3 +146,7 @@ class NetworkStatus:
     forwards: tuple[ForwardStatus, ...]
     flows: dict[str, int]  # {"tcp": n, "udp": n, "icmp": n}
     counters: dict[str, int] = field(default_factory=dict)  # every named counter, drops included
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -105,7 +105,8 @@ def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
             level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
             sock.setsockopt(level, _IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND, 1)
         if spec.interface:
-            _bind_to_device(sock, spec.interface, where)
+            name = spec.interface.encode("utf-8", "surrogateescape")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
         if protocol == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
@@ -117,27 +118,29 @@ def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
             sock.close()
         if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             raise
-        if e.errno == errno.EADDRINUSE:
-            raise PortInUse(f"cannot publish {where}: Address already in use") from None
-        if e.errno in (errno.EACCES, errno.EPERM):
-            raise PortPrivileged(
-                f"cannot publish {where}: Permission denied (port below net.ipv4.ip_unprivileged_port_start)",
-                f"as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port}, or take a higher port",
-            ) from None
-        if e.errno == errno.EAFNOSUPPORT:
-            raise AddressUnavailable(f"cannot publish {where}: this host has no IPv6") from None
-        if sock is None or "%" in ip or e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-            raise AddressUnavailable(f"cannot publish {where}: {ip} is not an address of this host") from None
-        raise InvalidSpec(f"cannot publish {where}: {e.strerror}") from None
+        elsewhere = sock is None or "%" in ip or e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+        raise _refusal(e, f"cannot publish {where}", spec.interface or ip, port, elsewhere) from None
     return sock
 
 
-def _bind_to_device(sock: socket.socket, interface: str, where: str) -> None:
-    try:
-        name = interface.encode("utf-8", "surrogateescape")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
-    except OSError as e:
-        raise AddressUnavailable(f"cannot publish {where} on {interface}: {e.strerror}") from None
+def _refusal(e: OSError, what: str, wanted: str, port: int, elsewhere: bool) -> NetdError:
+    """Why not, in the owner's words. ``elsewhere``: ``wanted`` is not of this host."""
+    reason = e.strerror or str(e)
+    if e.errno == errno.EADDRINUSE:
+        return PortInUse(f"{what}: {reason}", port=port)
+    if e.errno in (errno.EACCES, errno.EPERM):
+        return PortPrivileged(
+            f"{what}: {reason} (port below net.ipv4.ip_unprivileged_port_start)",
+            f"as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port}, or take a higher port",
+            port,
+            reason,
+        )
+    if e.errno == errno.EAFNOSUPPORT:
+        return AddressUnavailable(f"{what}: this host has no IPv6", "", port, reason)
+    if elsewhere:
+        kind = "address" if is_literal(wanted) else "interface"
+        return AddressUnavailable(f"{what}: {wanted} is not an {kind} of this host", "", port, reason)
+    return InvalidSpec(f"{what}: {reason}")
 
 
 # UDP addresses given up a moment ago, in order of time. The service manager holds a duplicate of each socket until it

@@ -198,6 +198,19 @@ async def _attach(
         return _failed(call, refusal(error))
 
 
+def farewell(network: Network) -> Exit:
+    """The end of a shim that stays: as it should be by the exit fd, else a failure."""
+    if "exit_fd" in network.held and _hung_up(network.held["exit_fd"]):
+        return Exit(status=0, stderr="exitfd event\ndo_slirp is exiting\n")
+    return Exit(status=1, stderr=f"netd: the network {network.name} was detached\n")
+
+
+def _hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLHUP)
+    return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
+
+
 def spec_of(call: Invocation, name: str, ifname: str, outbound: _Outbound) -> NetworkSpec:
     """What is to be attached: slirp4netns' addresses, those of IPv6 fixed as they are there."""
     base = call.network.network_address
