@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from itertools import islice
 
 from netd.dialects.pasta.addresses import SPACE, address, is_broadcast, literal
+from netd.specs import PortRule
 
 MAX_RULES = 255  # in one table
 MAX_LISTENERS = 5 * 65536  # sockets, in one table
@@ -36,35 +37,6 @@ _RANGE = re.compile(rf"{_PORT}(?:-{_PORT})?", re.ASCII)
 
 class PortError(Exception):
     """What pasta would print, without the last newline."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortRule:
-    """Consecutive ports that are led to as many others. Its text is pasta's notation."""
-
-    protocol: str  # "tcp" | "udp"
-    first: int
-    last: int
-    to_first: int
-    address: str = ""  # to listen on; "" is every address of both families
-    interface: str = ""  # only what comes in by it (SO_BINDTODEVICE); "lo" for -T and -U
-    target: str = ""  # "" is the namespace, or for -T and -U the host
-    best_effort: bool = False  # ports that cannot be bound are left out, unless that is all of them
-    auto: bool = False  # only while the port it leads to is listened on
-
-    @property
-    def to_last(self) -> int:
-        """The port that ``last`` is led to."""
-        return self.to_first + self.last - self.first
-
-    def __str__(self) -> str:
-        device = f"%{self.interface}" if self.interface else ""
-        target = f"{self.target}:" if self.target else ""
-        flags = (" (best effort)" if self.best_effort else "") + (" (auto-scan)" if self.auto else "")
-        return (
-            f"{self.protocol.upper()} [{self.address or '*'}]{device}:{_span(self.first, self.last)}"
-            f"  =>  {target}{_span(self.to_first, self.to_last)} {flags}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +166,6 @@ def _without(first: int, last: int, holes: Sequence[tuple[int, int]]) -> Iterato
         first = high + 1
     if first <= last:
         yield first, last
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def _raw(text: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import netd
-from netd.dialects.pasta.portspec import PortRule
+from netd.specs import PortRule
 
 COMPATIBLE = "2026_10_02"  # the version whose behaviour this is; some callers compare it with the date they need
 

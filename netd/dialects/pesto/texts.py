@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from netd.dialects.pasta import texts as pasta
-from netd.dialects.pasta.portspec import PortRule
+from netd.specs import PortRule
 
 _HELP = """\
 Usage: {argv0} [OPTION]... SOCKET
