@@ -98,6 +98,7 @@ def test_a_command_is_written_word_by_word() -> None:
         "arg0": "",
         "hostname": "",
         "userns": True,
+        "pidns": True,
     }
     with pytest.raises(ValueError, match="without NUL"):
         Spawn(argv=["a\0b"])

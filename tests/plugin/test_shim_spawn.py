@@ -60,7 +60,9 @@ class Caller:
 
 
 def ask_spawn(peer: Peer, *argv: str, **fields: Any) -> tuple[dict[str, Any], int]:
-    return peer.ask("spawn", **{"argv": list(argv), "arg0": "", "hostname": "", "userns": True, **fields})
+    return peer.ask(
+        "spawn", **{"argv": list(argv), "arg0": "", "hostname": "", "userns": True, "pidns": True, **fields}
+    )
 
 
 @pytest.fixture(params=["self", "user"])
@@ -178,6 +180,17 @@ def test_keeps_the_user_namespace_where_told_to(root_caller: Caller) -> None:
         assert seen["ns"][name] != os.stat(f"/proc/self/ns/{name}").st_ino
     assert seen["host"] == socket.gethostname() and seen["processes"] == [1]
     assert os.path.exists(f"/proc/{os.getpid()}"), "its /proc came out of its mount namespace"
+
+
+def test_keeps_the_pid_namespace_where_told_to(caller: Caller) -> None:
+    status, out, err = caller.run("/usr/bin/python3", "-c", LOOK, fields={"pidns": False})
+    assert (status, err) == (0, "")
+    seen = json.loads(out)
+    for name in ("net", "mnt", "ipc", "uts", "user", "pid"):
+        assert (seen["ns"][name] == os.stat(f"/proc/self/ns/{name}").st_ino) == (name == "pid"), name
+    assert seen["pid"][0] in seen["processes"] and os.getpid() in seen["processes"]
+    assert seen["ids"] == [0, 0, 0, 0] and seen["ping"] == ["0", "0"]
+    assert caller.run("sh", "-c", "kill -TERM $$", fields={"pidns": False})[0] == 143
 
 
 def test_without_the_right_to_it_says_so(caller: Caller) -> None:
@@ -536,11 +549,12 @@ def test_control_c_is_ignored_by_a_command_that_ignores_it(terminal: Callable[..
 
 
 @pytest.mark.parametrize(("key", "status"), [(b"\x03", 130), (b"\x1c", 131)])
+@pytest.mark.parametrize("pidns", [True, False])
 def test_control_c_ends_a_command_that_knows_nothing_of_it(
-    terminal: Callable[..., Terminal], key: bytes, status: int
+    terminal: Callable[..., Terminal], key: bytes, status: int, pidns: bool
 ) -> None:
     """The first process of a pid namespace would be spared by the kernel."""
-    tty = terminal("cat")
+    tty = terminal("sh", "-c", "ulimit -c 0; exec cat", pidns=pidns)
     tty.types(b"ready\n")
     tty.sees(b"ready\r\nready\r\n")
     tty.types(key)
