@@ -80,7 +80,7 @@ class Network:
         if PCAP in held:
             self._link = Capture(self._link, os.dup(held[PCAP]), resumed=created > 0)
         if spec.trace:
-            self._link = Trace(self._link, lambda line: self.on_trace(line))
+            self._link = Trace(self._link, self._trace)
         self._host = HostNetwork(loop, clock, self._flush, source)
         addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
@@ -109,6 +109,9 @@ class Network:
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
+
+    def _trace(self, line: str) -> None:
+        self.on_trace(line)  # whoever that is by now
 
     # -- the loop's events ---------------------------------------------------------------------------------------
 

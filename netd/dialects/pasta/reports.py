@@ -40,8 +40,10 @@ class Reports:
         """Let go of the files; they stay with their networks."""
         if self._observe in self._daemon.observers:
             self._daemon.observers.remove(self._observe)
-        for report in (*self._logs.values(), *self._stats.values()):
-            report.close()
+        for log in self._logs.values():
+            log.close()
+        for stats in self._stats.values():
+            stats.close()
         self._logs.clear()
         self._stats.clear()
 
