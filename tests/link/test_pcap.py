@@ -46,7 +46,10 @@ def records(path: Path) -> list[tuple[float, bytes]]:
 def tcpdump(path: Path, *options: str) -> list[str]:
     if shutil.which("tcpdump") is None:
         pytest.skip("no tcpdump")
-    done = subprocess.run(["tcpdump", "-nt", *options, "-r", path], capture_output=True, text=True, check=True)
+    done = subprocess.run(["tcpdump", "-nt", *options, "-r", path], capture_output=True, text=True, check=False)
+    if "Couldn't change to" in done.stderr:
+        pytest.skip("tcpdump wants to be another user, and there is none in this user namespace")
+    assert done.returncode == 0, done.stderr
     assert "truncated" not in done.stderr
     return done.stdout.splitlines()
 
