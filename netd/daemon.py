@@ -13,7 +13,7 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from netd import __version__
@@ -29,7 +29,7 @@ from netd.errors import (
 )
 from netd.lifeline import Watch
 from netd.link.tap import is_attached
-from netd.netns.plan import HostView, OpenTap
+from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
 from netd.network import Network, clock, record_of
 from netd.pace import Pace
@@ -43,6 +43,7 @@ from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
+NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
 LIFELINES_HELD = ("exit_fd", "pidfd")  # of ``Network.held``: further lifelines, by kind
 StoredFds = dict[str, list[int]]
 
@@ -89,6 +90,8 @@ class Daemon:
         On return traffic flows. NetdError.
         """
         held = dict(held or {})
+        if spec.host_like and netns_fd >= 0:
+            held[NETNS] = os.dup(netns_fd)  # its ports may need sockets in there
         try:
             try:
                 _check_open(lifeline, held)
@@ -185,6 +188,7 @@ class Daemon:
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
                 free_dead=self._free_dead,
+                open_sockets=self._open_sockets,
                 pace=self._pace,
                 created=created,
             )
@@ -283,6 +287,12 @@ class Daemon:
         for network in dead:
             self._end(network, "ended")
         return bool(dead)
+
+    async def _open_sockets(self, network: Network, plans: Sequence[SocketPlan]) -> list[int | str]:
+        """Sockets in the network's namespace (``Agent.open_sockets``); of one that is not known there are none."""
+        if NETNS not in network.held:
+            return ["the namespace is not known"] * len(plans)
+        return await self._agent.open_sockets(network.held[NETNS], plans)
 
     # -- what outlives the process -------------------------------------------------------------------------------
 

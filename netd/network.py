@@ -13,7 +13,8 @@ import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
@@ -21,7 +22,7 @@ from netd.link.mirror import Link
 from netd.link.pcap import Capture
 from netd.link.tap import Tap
 from netd.link.trace import Trace
-from netd.netns.plan import OpenTap
+from netd.netns.plan import OpenTap, SocketPlan
 from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
@@ -52,6 +53,7 @@ class Network:
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
         free_dead: Callable[[ForwardSpec], bool],
+        open_sockets: Callable[[Network, Sequence[SocketPlan]], Awaitable[list[int | str]]],
         pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
@@ -105,7 +107,7 @@ class Network:
         )
         if not spec.configure:
             self._forwards.address_of = interface.neighbors.address_of_guest
-        self.rules = Rules(self.add_forward, self.remove_forward)
+        self.rules = Rules(self.add_forward, self.remove_forward, partial(open_sockets, self))
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()

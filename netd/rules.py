@@ -8,11 +8,12 @@ namespace, which the agent makes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from netd.errors import NetdError, NoSuchPort
+from netd.netns.plan import SocketPlan
 from netd.specs import ForwardSpec, ForwardStatus, PortRule
 
 CHUNK = 512  # ports of a best-effort rule that are bound in one turn of the loop
@@ -37,15 +38,17 @@ class _Entry:
 
 
 class Rules:
-    """``add_forward`` and ``remove_forward`` are the network's."""
+    """``add_forward`` and ``remove_forward`` are the network's, ``open_sockets`` makes some in its namespace."""
 
     def __init__(
         self,
         add_forward: Callable[[ForwardSpec, str], ForwardStatus],
         remove_forward: Callable[[int], None],
+        open_sockets: Callable[[Sequence[SocketPlan]], Awaitable[list[int | str]]],
     ) -> None:
         self._add_forward = add_forward
         self._remove_forward = remove_forward
+        self._open_sockets = open_sockets
         self._tables: dict[str, list[_Entry]] = {"in": [], "out": []}
 
     def table(self, name: str) -> tuple[PortRule, ...]:

@@ -9,5 +9,6 @@ What is different on purpose, in what is read here:
 * Every address of ``--dns-forward`` counts, not only the last one of its family.
 * ``-S "a b"`` is two domains, as pasta(1) says, and names that DNS cannot carry (RFC 1035, 2.3.4) are refused.
 * An interface name that the kernel would refuse (``-I``, ``%NAME/``) is refused at once.
-* ``--no-pidns`` is accepted and changes nothing: a command runs in its caller's pid namespace.
+* A command dies with the process that started it; pasta leaves it as an orphan without a network.
+* ``--splice-only`` makes an interface all the same, and leaves it down: a network of netd's has one.
 """

@@ -1,7 +1,8 @@
 """One call of pasta: from the command line to a network that is attached, or to a message and an exit status.
 
 In the background the exit status 0 is the caller's sign that everything is configured (contracts/pasta.md §1.0). A
-process stays only where somebody counts on one: in the foreground, with a command, and where ``--pid`` names it.
+process stays only where somebody counts on one: in the foreground, with a command, where ``--pid`` names it, and to
+take the socket of ``--conf-path`` away in the end.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class _Attachment:
         await self._target()
         await self._files()
         background = not call.foreground
-        stays = call.foreground or bool(call.pid_file)
+        stays = call.foreground or bool(call.pid_file or call.conf_path)
         if self._warnings:
             await self._do(Print(stderr=self._warnings), "Failed to write")
             self._warnings = ""
@@ -126,7 +127,7 @@ class _Attachment:
         try:
             await self._publish(network)
             if call.command is not None:
-                await self._do(Run(), f"Failed to run {call.command[0] if call.command else 'the shell'}")
+                await self._do(Run(), "Failed to start command or shell")
             elif not stays:
                 if shim.gone():
                     raise ShimGone("the shim ended before the network was ready")
@@ -161,11 +162,12 @@ class _Attachment:
         if not answer.ok:
             raise Died(f"{failure}: {answer.error}")
 
-    async def _fd(self, key: str, step: Step, failure: str) -> None:
+    async def _fd(self, key: str, step: Step, failure: str) -> str:
         answer, fd = await self._shim.ask_fd(step)
         if fd < 0:
             raise Died(f"{failure}: {answer.error}")
         self._fds.add(key, fd)
+        return answer.text
 
     # -- what the command line names -------------------------------------------------------------------------------
 
@@ -183,8 +185,14 @@ class _Attachment:
         """The namespace, what ends the network, and a name for it."""
         call, shim = self._call, self._shim
         if call.command is not None:
-            spawn = Spawn(argv=list(call.command), hostname=call.hostname or hostname(), userns=not call.netns_only)
-            await self._fd("netns", spawn, "Failed to start a command in new namespaces")
+            spawn = Spawn(
+                argv=list(call.command),
+                hostname=call.hostname or hostname(),
+                userns=not call.netns_only,
+                pidns=not call.no_pidns,
+            )
+            told = await self._fd("netns", spawn, "Failed to start command or shell")
+            self._warnings += f"{told}\n" if told else ""
             return
         path = f"/proc/{call.pid}/ns/net" if call.pid >= 0 else call.netns
         if call.userns:

@@ -38,7 +38,7 @@ The namespaces:
   --userns PATH            user namespace to join before it
   --netns-only             join no user namespace, and make none
   --no-netns-quit          stay when the namespace's path goes away
-  --no-pidns               accepted; a command keeps its caller's process ids
+  --no-pidns               a command keeps its caller's process ids
 
 The namespace's interface:
   -I, --ns-ifname NAME     its name (default: that of the host's)
