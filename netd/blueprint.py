@@ -55,6 +55,7 @@ def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
         loopback=loopback if four else b"",
         loopback6=loopback6 if six else b"",
         host_like=spec.host_like,
+        more_dns=tuple(map(_packed, spec.more_dns_ips)) if spec.host_like else (),
         mapped=tuple(map(_packed, spec.host_ips)) if spec.host_like else (),
         own=frozenset((guest, guest6, *own)) - {b""} if spec.host_like else frozenset(),
         rdnss=rdnss[0] if rdnss else b"",

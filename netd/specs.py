@@ -98,6 +98,7 @@ class NetworkSpec:
     host_like: bool = False
     host_loopback_ip: str = ""  # host_like: stands for the host's 127.0.0.1
     host_loopback_ip6: str = ""  # and ::1
+    more_dns_ips: tuple[str, ...] = ()  # host_like: further ones like dns_ip and dns_ip6
     host_ips: tuple[str, ...] = ()  # host_like: stand for the host's own address, which the guest has as well
     gateway_mac: str = ""  # our side's, "" makes one of the gateway's address
     addresses: tuple[str, ...] = ()  # to be configured, "192.0.2.2/24"; () is guest_ip and guest_ip6

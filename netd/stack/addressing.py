@@ -36,6 +36,7 @@ class Addressing:
     loopback: bytes = b""  # stands for the host's 127.0.0.1
     loopback6: bytes = b""  # and ::1
     host_like: bool = False
+    more_dns: tuple[bytes, ...] = ()  # further addresses like dns and dns6
     mapped: tuple[bytes, ...] = ()  # stand for the host's own address, which a host-like guest has as well
     own: frozenset[bytes] = frozenset()  # all that the guest is to have
     rdnss: bytes = b""  # the name server that our router advertisements tell of; dns6 where b"" and advertise_dns
@@ -61,7 +62,8 @@ class Addressing:
         if not ip:
             return False
         if self.host_like:
-            return ip in (self.loopback, self.loopback6, self.dns, self.dns6, self.router6) or ip in self.mapped
+            named = (self.loopback, self.loopback6, self.dns, self.dns6, self.router6)
+            return ip in named or ip in self.mapped or ip in self.more_dns
         return ip in (self.gateway, self.dns, self.gateway6, self.dns6, self.router6)
 
     def answers_for(self, ip: bytes) -> bool:

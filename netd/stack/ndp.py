@@ -5,7 +5,7 @@ The prefix is advertised for ever (it is the network's own), the router for half
 
 from __future__ import annotations
 
-from netd.stack.addressing import Addressing
+from netd.stack.addressing import Addressing, is_link_local
 from netd.stack.counters import Counters
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
@@ -44,6 +44,8 @@ class Ndp:
         self._counters = counters
         self._timers = timers
         prefix = addressing.network6.to_bytes(16, "big")
+        if is_link_local(prefix):
+            prefix = b""  # a host-like link of a host without IPv6
         length = addressing.mask6.bit_count()
         self._advertisement = ndp.router_advertisement(
             addressing.gateway_mac,

@@ -37,7 +37,7 @@ def decide(addressing: Addressing, dst: bytes, port: int) -> Target:
 
     slirp4netns' rules on a private link, pasta's on a host-like one (contracts/slirp4netns.md §1.4, pasta.md §1.1).
     """
-    if dst in (addressing.dns, addressing.dns6):
+    if dst in (addressing.dns, addressing.dns6) or dst in addressing.more_dns:
         if port == dns.PORT:
             return _RESOLVER
         return _SECURE_RESOLVER if port == dns.PORT_TLS and addressing.host_like else _NET_UNREACHABLE

@@ -75,3 +75,12 @@ def test_a_guest_that_configures_itself_is_where_it_speaks_from() -> None:
     assert neighbors.address_of_guest(planned) == slaac
     neighbors.learn(planned, GUEST_MAC)
     assert neighbors.address_of_guest(planned) == planned
+
+
+@pytest.mark.parametrize(("network", "prefixes"), [("2001:db8::", 1), ("fe80::", 0)])
+def test_a_link_local_network_is_not_advertised(network: str, prefixes: int) -> None:
+    """A host without IPv6: the guest has its link-local address and a router, and makes no other address."""
+    world = World(addressing=replace(CLOSED, network6=int.from_bytes(ip6(network), "big")))
+    world.interface.start(0.0)
+    [advertisement] = [s.frame for s in world.sent if len(s.frame) > 54 and s.frame[54] == 134]
+    assert advertisement[70:].count(b"\x03\x04") == prefixes, "RFC 4861 §4.6.2"

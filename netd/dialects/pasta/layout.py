@@ -29,8 +29,8 @@ def network_spec_of(
     return NetworkSpec(
         origin="pasta",
         ifname=call.ifname or interface_name(view, example),
-        configure=call.config_net,
-        mtu=call.mtu or DEFAULT_LINK_MTU,
+        configure=call.config_net and not call.splice_only,
+        mtu=max(call.mtu, LEAST_MTU) if call.mtu else DEFAULT_LINK_MTU,
         mac=call.ns_mac,
         cidr=network_of(four) if four else "",
         guest_ip=four.address if four else "",
@@ -49,6 +49,7 @@ def network_spec_of(
         host_like=True,
         host_loopback_ip=_loopback(four, call.map_host_loopback4),
         host_loopback_ip6=_loopback(six, call.map_host_loopback6),
+        more_dns_ips=(*call.dns_forward4[1:], *call.dns_forward6[1:]),
         host_ips=call.map_guest,
         gateway_mac=call.mac or GATEWAY_MAC,
         addresses=tuple(address for f in families for address in f.addresses),
@@ -63,6 +64,7 @@ def network_spec_of(
     )
 
 
+LEAST_MTU = 68  # of IPv4 (RFC 791); pasta only warns of a smaller one, the kernel refuses it
 DEFAULT_LINK_MTU = 1500  # of Ethernet, where --mtu 0 leaves the device as it is
 
 
