@@ -48,7 +48,7 @@ def link_layer(kind: int, mac: bytes) -> bytes:
 def router_advertisement(
     mac: bytes, prefix: bytes, prefix_length: int, valid: int, preferred: int, mtu: int, dns: bytes, dns_lifetime: int
 ) -> bytes:
-    """What follows the first 8 bytes of a router advertisement; lifetimes in seconds. ``prefix``, ``dns``: b"" is none."""
+    """What follows the first 8 bytes of a router advertisement; lifetimes in seconds, b"" is no prefix or server."""
     message = _TIMERS.pack(0, 0) + link_layer(SOURCE_LINK_LAYER, mac)
     message += _MTU.pack(MTU, 1, 0, mtu)
     if prefix:
