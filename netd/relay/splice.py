@@ -136,7 +136,8 @@ class Splices:
         address: Sockaddr,
         on_close: Callable[[], None] | None = None,
     ) -> Splice | None:
-        """Connect ``outgoing`` to ``address`` and join it to ``accepted``. Both are ours from now on, and non-blocking.
+        """Connect ``outgoing`` to ``address`` and join it to ``accepted``, whose listener has been prepared
+        (``stream.prepare``). Both are ours from now on.
 
         None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called.
         """
@@ -145,9 +146,9 @@ class Splices:
             return _refuse(accepted, outgoing)
         try:
             epoll = self._open()
-            for sock in (accepted, outgoing):
-                sock.setblocking(False)
-                prepare(sock)
+            accepted.setblocking(False)
+            outgoing.setblocking(False)
+            prepare(outgoing)
             error = outgoing.connect_ex(address)
             if error in _PROGRESS:
                 error = outgoing.connect_ex(address)  # a local handshake is over by now
