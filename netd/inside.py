@@ -54,7 +54,7 @@ class Inside:
         self._clients = UdpClients(loop, clock, on_event)
         self.outward = Outward(loop, self._splices, self._clients, on_event)
         self.inward = Inward(loop, self._splices, self._clients, self._refill)
-        self._diags: list[socket.socket] = []
+        self._diags: dict[str, tuple[socket.socket, Diag]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -114,21 +114,27 @@ class Inside:
 
     async def diag(self) -> Diag:
         """For the guest's namespace. NetdError."""
+        if "guest" in self._diags:
+            return self._diags["guest"][1]
         [answer] = await self._open_sockets([SocketPlan("diag")])
         if isinstance(answer, str):
             raise InvalidSpec(f"who listens in the namespace cannot be told: {answer}")
-        return self._diag(socket.socket(fileno=answer))
+        return self._diag("guest", socket.socket(fileno=answer))
 
     def host_diag(self) -> Diag:
         """For the host's. OSError."""
-        return self._diag(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG))
+        if "host" in self._diags:
+            return self._diags["host"][1]
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        return self._diag("host", socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG))
 
-    def _diag(self, sock: socket.socket) -> Diag:
-        if self._closed:
+    def _diag(self, name: str, sock: socket.socket) -> Diag:
+        diag = Diag(sock)
+        if self._closed or name in self._diags:
             sock.close()
         else:
-            self._diags.append(sock)
-        return Diag(sock)
+            self._diags[name] = sock, diag
+        return diag
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class Inside:
         self.inward.close()
         self._splices.close()
         self._clients.close()
-        for sock in self._diags:
+        for sock, _ in self._diags.values():
             sock.close()
 
 

@@ -18,6 +18,7 @@ from functools import partial
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
+from netd.inside import Inside
 from netd.link.mirror import Link
 from netd.link.pcap import Capture
 from netd.link.tap import Tap
@@ -25,8 +26,9 @@ from netd.link.trace import Trace
 from netd.netns.plan import OpenTap, SocketPlan
 from netd.pace import Pace
 from netd.relay import forwards, resolver
+from netd.relay.autoports import AutoPorts
 from netd.relay.host import HostNetwork
-from netd.rules import Rules
+from netd.rules import AUTO, Rules
 from netd.services import dns
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.interface import Interface
@@ -107,7 +109,19 @@ class Network:
         )
         if not spec.configure:
             self._forwards.address_of = interface.neighbors.address_of_guest
-        self.rules = Rules(self.add_forward, self.remove_forward, partial(open_sockets, self))
+        self._inside = Inside(loop, clock, pace, self._flush, partial(open_sockets, self))
+        self._auto = AutoPorts(loop)
+        self.rules = Rules(
+            self.name,
+            self._auto,
+            self._inside,
+            self.add_forward,
+            self.remove_forward,
+            self.forwards,
+            spec.host_lo_to_ns_lo,
+        )
+        if spec.host_lo_to_ns_lo:
+            self._forwards.inward = self._inside.inward
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
@@ -161,7 +175,8 @@ class Network:
                 raise
             hint = f"netd port ls {holder}"
             raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
-        self._record_forward(status)
+        if origin != AUTO:
+            self._record_forward(status)
         return status
 
     def remove_forward(self, id_: int, close_connections: bool = False) -> None:
@@ -213,7 +228,8 @@ class Network:
         for name, fd in self.held.items():
             fds[f"held-{name}"] = [fd]
         for id_, sockets in self._forwards.listeners():
-            if not self._forwards.get(id_).spec.best_effort:  # thousands; they can be bound anew, or left out
+            status = self._forwards.get(id_)
+            if status.origin != AUTO and not status.spec.best_effort:  # these can be bound anew, or left out
                 fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
         return fds
 
@@ -264,6 +280,8 @@ class Network:
             self._loop.remove_reader(self.tap.fd)
             self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
         self._closed = True
+        self.rules.close()
+        self._inside.close(kept)
         self._forwards.close(kept)
         if kept:
             # The guest's kernel lives on with its half of each connection, and would wait for ever where it only reads.

@@ -143,7 +143,7 @@ class Rules:
     # -- rules that follow who listens ---------------------------------------------------------------------------------
 
     async def follow(self) -> None:
-        """Look who listens, now and every second, as far as there are rules for it. The first look is over on return."""
+        """Look who listens, every second as far as there are rules for it. The first look is over on return."""
         rules = {name: [e.rule for e in entries if e.rule.auto] for name, entries in self._tables.items()}
         before, self._directions = self._directions, {}
         self._auto.close()

@@ -128,6 +128,15 @@ class Direction:
         self._published[_key(port)] = number
         self._leads_to[_key(port)] = port
 
+    def hand_over(self, successor: Direction | None) -> None:
+        """What is published is ``successor``'s now; without one it is unpublished."""
+        for key in list(self._published):
+            if successor is None:
+                self._unpublish(key)
+            else:
+                successor.adopt(self._leads_to[key], self._published[key])
+        self._published, self._leads_to = {}, {}
+
     def scan(self) -> None:
         """Compare, publish and unpublish."""
         if self._blind:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import packed
+from netd.relay.sockaddr import is_loopback, packed
+from netd.relay.splice import Splice
 from netd.relay.stream import Stream, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
 
 if TYPE_CHECKING:
     from netd.relay.host import HostNetwork
+    from netd.relay.inward import Inward
     from netd.stack.addressing import Addressing
     from netd.stack.tcp.table import TcpTable
     from netd.stack.udp import UdpTable
@@ -40,11 +42,12 @@ class Forward:
         self.origin = origin
         self.sockets = sockets
         self.streams: set[Stream] = set()
+        self.splices: set[Splice] = set()  # what leads to the guest's loopback
         self.udp: list[UdpListener] = []
 
     def status(self) -> ForwardStatus:
         """As it stands."""
-        connections = len(self.streams) + sum(len(listener) for listener in self.udp)
+        connections = len(self.streams) + len(self.splices) + sum(len(listener) for listener in self.udp)
         return ForwardStatus(self.id, self.spec, self.origin, "listening", connections)
 
 
@@ -70,6 +73,7 @@ class Forwards:
         self._addressing = addressing
         # Where the guest is that was planned to have an address: one that configures itself may have another.
         self.address_of: Callable[[bytes], bytes] = lambda planned: planned
+        self.inward: Inward | None = None  # where clients on the host's loopback are led, if not to the guest's address
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
@@ -112,7 +116,9 @@ class Forwards:
             prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
-            forward.udp.append(UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port))
+            listener = UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port)
+            listener.inward = None if spec.container_ip else self.inward
+            forward.udp.append(listener)
 
     def _guest(self, family: int, address: bytes = b"") -> bytes:
         """``address``, or the guest's address for clients of that family, or the one it has."""
@@ -144,6 +150,8 @@ class Forwards:
         if close_connections:
             for stream in list(forward.streams):
                 stream.cut()
+            for splice in list(forward.splices):
+                splice.cut()
             self._flush()
 
     def get(self, id_: int) -> ForwardStatus:
@@ -173,6 +181,9 @@ class Forwards:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(forward, listener, guest_of, port)
                 break  # else the client has gone already
+            if self.inward is not None and is_loopback(packed(client[0])) and not forward.spec.container_ip:
+                self._to_loopback(self.inward, forward, sock, port)
+                continue
             sock.setblocking(False)
             src = self._addressing.seen_as(packed(client[0]), len(guest))
             stream = self._host.new_stream(sock)
@@ -186,6 +197,13 @@ class Forwards:
                 stream.on_refused = partial(self._by_ipv4, client[1], port)
             forward.streams.add(stream)
         self._flush()
+
+    def _to_loopback(self, inward: Inward, forward: Forward, sock: socket.socket, port: int) -> None:
+        def joined(splice: Splice) -> None:
+            forward.splices.add(splice)
+            splice.on_close = partial(forward.splices.discard, splice)
+
+        inward.accept(sock, sock.getsockname()[0], port, joined)
 
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
