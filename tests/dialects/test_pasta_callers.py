@@ -216,12 +216,16 @@ def test_pesto_edits_the_ports_of_a_network_that_runs(machine: Machine) -> None:
 def test_ports_that_follow_who_listens(machine: Machine) -> None:
     """``-t auto -- python3 -m http.server``: the port appears on the host, and goes."""
     said = shell(machine, f"""
-        mkdir -p www; echo hello >www/page
+        mkdir -p www; echo hello >www/page; rm -f stop end
         $pasta --config-net --no-map-gw -t auto -u none -T none -U none -- sh -c '
-            cd www; python3 -m http.server 8123 >/dev/null 2>&1 & sleep 2.5; kill $!; sleep 1.5; echo ending' & P=$!
-        soon curl -sf http://127.0.0.1:8123/page; curl -s http://127.0.0.1:8123/page; curl -s http://{HOST}:8123/page
-        soon sh -c 'curl -s -m1 http://127.0.0.1:8123/; test $? = 7'; curl -s -m1 http://127.0.0.1:8123/; echo curl $?
-        wait $P; echo status $?""")  # fmt: skip
+            cd www; python3 -m http.server 8123 >/dev/null 2>&1 & while [ ! -e ../stop ]; do sleep .05; done
+            kill $!; while [ ! -e ../end ]; do sleep .05; done; echo ending' & P=$!
+        get() {{ curl -s -m2 http://127.0.0.1:8123/page; }}
+        patiently() {{ for _ in $(seq 500); do "$@" && return; sleep .02; done; }}
+        appeared() {{ get >/dev/null; }}; went() {{ get >/dev/null; [ $? = 7 ]; }}
+        patiently appeared; get; curl -s http://{HOST}:8123/page
+        touch stop; patiently went; get; echo curl $?
+        touch end; wait $P; echo status $?""")  # fmt: skip
     assert said.split() == ["hello", "hello", "curl", "7", "ending", "status", "0"]
 
 
