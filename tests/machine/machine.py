@@ -191,7 +191,9 @@ class Machine:
             if not entry.name.isdigit():
                 continue
             with suppress(OSError):
-                if os.readlink(entry / "ns/pid") == own:
+                # Genuine pasta makes a PID namespace of its own below the machine's.
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if own in (os.readlink(entry / "ns/pid"), os.readlink(f"/proc/{parent}/ns/pid")):
                     argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
                     if all(any(w in a for a in argv) for w in words):
                         found.append((int(entry.name), argv))

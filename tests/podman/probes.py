@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tests.machine.machine import Machine, until
 from tests.podman.podman import GENUINE, Podman
@@ -87,9 +88,9 @@ def ask_one(machine: Machine, who: str, protocol: str, address: str, port: int, 
     return ask(machine, who, [(protocol, address, port, words)])[0]
 
 
-def serve(podman: Podman, name: str, options: Sequence[str], ports: Sequence[int]) -> None:
+def serve(podman: Podman, name: str, options: Sequence[str], ports: Sequence[int], **run: Any) -> None:
     """Starts WHO in a container and waits until it listens."""
-    podman.up(name, USR, *options, "--", *PYTHON, WHO, *map(str, ports))
+    podman.up(name, USR, *options, "--", *PYTHON, WHO, *map(str, ports), **run)
     until(lambda: podman("logs", name) == "up", "server in the container")
     settled(podman, name)
 
