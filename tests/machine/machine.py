@@ -79,7 +79,11 @@ class Machine:
                 raise Unavailable(f"{name} is not installed (tests/machine/install)")
         options = ["-n", command, "-p", sys.executable, *(["-s"] if shim else []), "-H"]
         self._holder = subprocess.Popen(
-            [str(TREE / "tests/machine/rootless"), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [str(TREE / "tests/machine/rootless"), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._holder.stdout
         words = self._holder.stdout.readline().split()

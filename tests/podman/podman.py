@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,11 @@ class Podman:
 
     def __init__(self, machine: Machine, daemon: Daemon) -> None:
         self.machine, self.daemon = machine, daemon
+        self.environment: dict[str, str] = {}  # of every command from now on, besides the user's
 
-    def __call__(self, *words: str, **options: Any) -> str:
+    def __call__(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> str:
         """``podman WORDS`` to its end: its output. Options are those of Machine.run."""
-        return self.machine.run(["podman", *words], **options)
+        return self.machine.run(["podman", *words], env={**self.environment, **(env or {})}, **options)
 
     def run(self, *words: str, **options: Any) -> str:
         """``podman run --rm OPTION… -- COMMAND…`` on the test image; its output."""
@@ -126,7 +128,9 @@ class Podman:
         listeners = self.machine.run(["ss", "-H", "-ltun"]) if self.machine.has_world else ""
         counts = {
             "network commands": len(self.network_commands()),
-            "namespace files": len([*runtime.glob("netns/*"), *runtime.glob("containers/networks/rootless-netns/root*")]),
+            "namespace files": len(
+                [*runtime.glob("netns/*"), *runtime.glob("containers/networks/rootless-netns/root*")]
+            ),
             "listening sockets": len(listeners.splitlines()),
         }
         if not GENUINE:

@@ -129,7 +129,9 @@ def test_one_stopped_while_the_other_starts(podman: Podman) -> None:
 
 @pytest.mark.parametrize("userns", ["keep-id", "auto", "nomap"])
 def test_a_user_namespace_of_its_own(podman: Podman, userns: str) -> None:
-    said = podman.run(f"--userns={userns}", "--", "sh", "-c", f"wget -qO- http://{WORLD}/; nslookup world; cat /etc/hosts")
+    said = podman.run(
+        f"--userns={userns}", "--", "sh", "-c", f"wget -qO- http://{WORLD}/; nslookup world; cat /etc/hosts"
+    )
     assert said.startswith(f"you are {HOST} ") and "169.254.1.1" in said and "169.254.1.2" in said
 
 

@@ -39,7 +39,9 @@ def pages(machine: Machine) -> Iterator[Program]:
 def fetched(podman: Podman, options: list[str], *urls: str) -> list[str]:
     """What a container with these options gets from each URL; "" where it gets nothing."""
     each = " ".join(urls)
-    said = podman.run(*options, "--", "sh", "-c", f'for u in {each}; do echo "$(wget -T3 -qO- http://$u/ 2>/dev/null)"; done')
+    said = podman.run(
+        *options, "--", "sh", "-c", f'for u in {each}; do echo "$(wget -T3 -qO- http://$u/ 2>/dev/null)"; done'
+    )
     return said.split("\n")
 
 
