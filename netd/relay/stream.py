@@ -12,6 +12,8 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
+from netd.relay.sockaddr import Sockaddr
+from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 KEEPALIVE_SECONDS = 7200
@@ -33,21 +35,15 @@ _REFUSALS = {
     errno.EPERM: ADMIN_PROHIBITED,
 }
 
-Address = tuple[str, int]
-Sources = tuple[str, str]  # the address outgoing sockets are bound to, IPv4's and IPv6's; "" leaves it to the kernel
-
-IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: leave the port to connect
+Address = Sockaddr
 
 
-def open_stream_socket(address: Address, sources: Sources) -> socket.socket:
-    """A non-blocking TCP socket for ``address``, bound to the source of its family where given. OSError."""
+def open_stream_socket(address: Address, source: Source) -> socket.socket:
+    """A non-blocking TCP socket for ``address``, bound to ``source``. OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        source = sources[family == socket.AF_INET6]
-        if source:
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((source, 0))
+        source.bind(sock, address[0])
     except OSError:
         sock.close()
         raise
@@ -107,17 +103,17 @@ class Stream:
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
-    def connect(self, addresses: list[Address], sources: Sources) -> None:
+    def connect(self, addresses: list[Address], source: Source) -> None:
         """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within."""
-        self._loop.call_soon(self._next_address, addresses, sources, errno.ENETUNREACH)
+        self._loop.call_soon(self._next_address, addresses, source, errno.ENETUNREACH)
 
-    def _next_address(self, addresses: list[Address], sources: Sources, error: int) -> None:
+    def _next_address(self, addresses: list[Address], source: Source, error: int) -> None:
         if self._closed:
             return  # the guest gave up meanwhile
         while addresses:
             address, addresses = addresses[0], addresses[1:]
             try:
-                sock = open_stream_socket(address, sources)
+                sock = open_stream_socket(address, source)
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
@@ -132,15 +128,15 @@ class Stream:
             if error in _PROGRESS:
                 self.sock = sock
                 self._writing = True
-                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, sources)
+                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, source)
                 if addresses:
-                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, sources)
+                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, source)
                 return
             sock.close()
         self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
         self._flush()
 
-    def _on_connect(self, addresses: list[Address], sources: Sources) -> None:
+    def _on_connect(self, addresses: list[Address], source: Source) -> None:
         sock = self.sock
         if sock is None:
             return
@@ -150,18 +146,18 @@ class Stream:
         if error:
             sock.close()
             self.sock = None
-            self._next_address(addresses, sources, error)
+            self._next_address(addresses, source, error)
         else:
             self._connected()
 
-    def _give_up(self, addresses: list[Address], sources: Sources) -> None:
+    def _give_up(self, addresses: list[Address], source: Source) -> None:
         """Silence: on to the next address."""
         self._trying = None
         sock, self.sock = self.sock, None
         if sock is not None:
             self._stop_writing(sock)
             sock.close()
-            self._next_address(addresses, sources, errno.ETIMEDOUT)
+            self._next_address(addresses, source, errno.ETIMEDOUT)
 
     def _stop_trying(self) -> None:
         if self._trying is not None:

@@ -18,6 +18,7 @@ from netd.relay import udp_socket
 from netd.relay.datagram import BUSY, Datagrams
 from netd.relay.outbox import BYTES_MAX, SEGMENTS_MAX, SIZE_MAX, outbox
 from netd.relay.sockaddr import packed
+from netd.relay.source import Source
 from netd.relay.udp_listener import UdpListener
 from netd.relay.udp_socket import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from netd.stack.ports import HostError
@@ -43,7 +44,7 @@ both_families = pytest.mark.parametrize("family", [4, 6])
 def endpoint(table: Table, family: int, source: str = "", closed: list[bytes] | None = None) -> Datagrams:
     on_close: Callable[[bytes], None] = (closed if closed is not None else []).append
     loop = asyncio.get_running_loop()
-    return Datagrams(loop, time.monotonic, lambda: None, table, GUEST[family], 5000, source, on_close)  # type: ignore[arg-type]
+    return Datagrams(loop, time.monotonic, lambda: None, table, GUEST[family], 5000, Source(source, source), on_close)  # type: ignore[arg-type]
 
 
 @contextmanager
