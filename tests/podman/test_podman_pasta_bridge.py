@@ -46,7 +46,7 @@ def test_three_containers_by_name(podman: Podman, bridge: str) -> None:
     podman.up("three", bridge, *HTTPD)
     for name in ("one", "two", "three"):
         assert out(podman, name).startswith(f"you are {HOST} ")
-        assert WORLD in podman("exec", name, "nslookup", "l.test").split("Name:")[1]
+        assert WORLD in podman("exec", name, "nslookup", "l.test").split("Name:", 1)[1]
     assert podman("exec", "one", "wget", "-qO-", "http://two/passwd").startswith("root:")
     assert podman("exec", "one", "wget", "-qO-", "http://three/passwd").startswith("root:")
     for who, url in (("user", "127.0.0.1"), ("user", HOST), ("world", HOST)):

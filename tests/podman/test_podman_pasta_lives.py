@@ -14,8 +14,8 @@ from tests.podman.probes import USR, Answer, ask_one, serve
 
 pytestmark = [PASTA, pytest.mark.usefixtures("world")]
 
-# podman#23737: the new one finds the old one's port in use, every time.
-RACE = pytest.mark.xfail(GENUINE and VERSION < (6,), reason="pasta 2025-05 fails every restart with a TCP port")
+# podman#23737: the new one finds the old one's port in use; every time in Debian 13, now and then in 2026-10.
+RACE = pytest.mark.xfail(GENUINE, strict=False, reason="pasta fails a restart with a published TCP port")
 
 
 def test_it_ends_when_the_namespace_is_gone(podman: Podman, machine: Machine) -> None:
