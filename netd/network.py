@@ -94,6 +94,8 @@ class Network:
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
+        if not spec.configure:
+            self._forwards.address_of = interface.neighbors.address_of_guest
         self.rules = Rules(self.add_forward, self.remove_forward)
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())

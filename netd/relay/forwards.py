@@ -68,6 +68,8 @@ class Forwards:
         self._tcp = tcp
         self._udp = udp
         self._addressing = addressing
+        # Where the guest is that was planned to have an address: one that configures itself may have another.
+        self.address_of: Callable[[bytes], bytes] = lambda planned: planned
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
@@ -105,17 +107,19 @@ class Forwards:
 
     def _open(self, forward: Forward, sock: socket.socket, port: int) -> None:
         spec = forward.spec
-        guest = packed(spec.container_ip) if spec.container_ip else self._guest(sock.family)
+        guest = partial(self._guest, sock.family, packed(spec.container_ip) if spec.container_ip else b"")
         if spec.protocol == "tcp":
             prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
             forward.udp.append(UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port))
 
-    def _guest(self, family: int) -> bytes:
-        """The guest's address for clients of that family, or the one it has."""
+    def _guest(self, family: int, address: bytes = b"") -> bytes:
+        """``address``, or the guest's address for clients of that family, or the one it has."""
+        if address:
+            return address
         guest, guest6 = self._addressing.guest, self._addressing.guest6
-        return guest6 or guest if family == socket.AF_INET6 else guest or guest6
+        return self.address_of(guest6 or guest if family == socket.AF_INET6 else guest or guest6)
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
@@ -157,8 +161,9 @@ class Forwards:
         """(number, sockets) of each, for the service manager's store."""
         return [(forward.id, forward.sockets) for forward in self._forwards.values()]
 
-    def _on_accept(self, forward: Forward, listener: socket.socket, guest: bytes, port: int) -> None:
+    def _on_accept(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
         now = self._clock()
+        guest = guest_of()
         for _ in range(ACCEPTS):
             try:
                 sock, client = listener.accept()
@@ -166,7 +171,7 @@ class Forwards:
                 break
             except OSError as e:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(forward, listener, guest, port)
+                    self._pause(forward, listener, guest_of, port)
                 break  # else the client has gone already
             sock.setblocking(False)
             src = self._addressing.seen_as(packed(client[0]), len(guest))
@@ -184,20 +189,20 @@ class Forwards:
 
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
-        guest, gateway = self._addressing.guest, self._addressing.gateway
+        guest, gateway = self.address_of(self._addressing.guest), self._addressing.gateway
         connection = self._tcp.open_to_guest(gateway, sport, guest, port, stream, now)
         if connection is None:
             return False
         stream.connection = connection
         return True
 
-    def _pause(self, forward: Forward, listener: socket.socket, guest: bytes, port: int) -> None:
+    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
         """Out of descriptors: the backlog waits, instead of a loop that accepts nothing."""
         self._loop.remove_reader(listener.fileno())
 
         def again() -> None:
             if self._forwards.get(forward.id) is forward:
-                self._loop.add_reader(listener.fileno(), self._on_accept, forward, listener, guest, port)
+                self._loop.add_reader(listener.fileno(), self._on_accept, forward, listener, guest_of, port)
 
         self._loop.call_later(0.1, again)
 

@@ -102,7 +102,7 @@ def is_loopback(ip: bytes) -> bool:
 
 def is_link_local(ip: bytes) -> bool:
     """fe80::/10 (RFC 4291 §2.5.6)."""
-    return ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
+    return len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
 
 
 def is_group(ip: bytes) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from netd.stack.neighbor import Neighbors
 from netd.wire.tcp import SYN
 
 from .guest import Guest
 from .test_policy import CLOSED
-from .world import GATEWAY_MAC, GUEST_MAC, WEB, World, ip
+from .world import GATEWAY_MAC, GUEST_MAC, WEB, World, ip, ip6
 
 GUEST = CLOSED.guest
 NEIGHBOUR, GATEWAY = ip("192.0.2.9"), CLOSED.gateway
@@ -61,3 +62,16 @@ def test_what_is_not_served_is_not_answered(protocol: str) -> None:
     guest.sees_nothing()
     assert world.counters.drop_not_served == 1
     assert not (world.host.sockets or world.host.streams or world.host.echoes)
+
+
+def test_a_guest_that_configures_itself_is_where_it_speaks_from() -> None:
+    planned, slaac, local = ip6("2001:db8::7"), ip6("2001:db8::a1"), ip6("fe80::a1")
+    neighbors = Neighbors(b"\xff" * 6, 8)
+    assert neighbors.address_of_guest(planned) == planned
+    neighbors.learn(local, GUEST_MAC)
+    neighbors.learn(GUEST, GUEST_MAC)
+    assert neighbors.address_of_guest(planned) == planned, "others of that family are not enough"
+    neighbors.learn(slaac, GUEST_MAC)
+    assert neighbors.address_of_guest(planned) == slaac
+    neighbors.learn(planned, GUEST_MAC)
+    assert neighbors.address_of_guest(planned) == planned
