@@ -71,8 +71,10 @@ class Open(Step):
 
 
 class Create(Step):
-    """Open ``path`` for writing as ``Open`` does for reading, made with ``mode`` less the umask where it is missing,
-    and send the descriptor. It is non-blocking, which a pipe feels: without a reader it is ENXIO, a full one EAGAIN."""
+    """Open ``path`` for writing as ``Open`` does for reading, made with ``mode`` less the umask where it is missing.
+
+    The descriptor is non-blocking, which a pipe feels: one without a reader is ENXIO, a full one EAGAIN.
+    """
 
     op: Literal["create"] = "create"
     path: OsText
@@ -156,12 +158,14 @@ class Release(Step):
 
 
 class Spawn(Step):
-    """Make a process in new network, mount, pid, UTS and IPC namespaces, and in a new user namespace with ``userns``,
-    where the caller is 0. It waits for ``Run``; until then ``Exit``, or the loss of the daemon, is its end as well.
+    """Make a process in new network, mount, UTS and IPC namespaces, in a new pid namespace with ``pidns``, and with
+    ``userns`` in a new user namespace, where the caller is 0.
+
+    It waits for ``Run``; until then ``Exit``, or the loss of the daemon, is its end as well. The shim's always is.
 
     The answer has its pid, what was not permitted (``text``), and the network namespace's descriptor. Of what may fail
-    are /proc mounted anew, the host name, and ``net.ipv4.ping_group_range`` "0 0"; lo is left down. Not permitted
-    ``userns`` or, without it, not to be CAP_SYS_ADMIN is a refusal of the whole (EPERM).
+    are /proc mounted anew, the host name, and ``net.ipv4.ping_group_range`` "0 0"; lo is left down. No new user
+    namespace permitted or, without one, no CAP_SYS_ADMIN is a refusal of the whole (EPERM).
     """
 
     op: Literal["spawn"] = "spawn"
@@ -169,6 +173,7 @@ class Spawn(Step):
     arg0: OsText = ""  # what the command sees as its argv[0], if it is not argv[0]
     hostname: OsText = ""  # "" leaves it as it is
     userns: bool = True
+    pidns: bool = True
 
 
 class Run(Step):

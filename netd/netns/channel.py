@@ -71,9 +71,12 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _spilled(fd: int) -> bytes:
-    with open(fd, "rb") as file:
+    try:
         size = os.fstat(fd).st_size
         if size > SPILLED_MAX:
             raise ValueError(f"an object of {size} bytes")
-        file.seek(0)  # its offset is the sender's
-        return file.read(size)
+        with open(fd, "rb", closefd=False) as file:
+            file.seek(0)  # its offset is the sender's
+            return file.read(size)
+    finally:
+        os.close(fd)

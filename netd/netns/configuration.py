@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from netd.errors import TapUnavailable
@@ -260,16 +260,16 @@ class Tap:
     def __init__(self, rtnl: Rtnetlink, ifname: str) -> None:
         self._rtnl = rtnl
         self._ifname = ifname
-        self._index = socket.if_nametoindex(ifname)
+        self._ifindex = socket.if_nametoindex(ifname)
 
     def lo_up(self) -> None:
         self._rtnl.change("lo", RTM_NEWLINK, messages.link(socket.if_nametoindex("lo"), up=True))
 
     def set(self, what: str, *attributes: tuple[str, Any]) -> None:
-        self._change(what, RTM_NEWLINK, messages.link(self._index, *attributes))
+        self._change(what, RTM_NEWLINK, messages.link(self._ifindex, *attributes))
 
     def up(self) -> None:
-        self._change("up", RTM_NEWLINK, messages.link(self._index, up=True))
+        self._change("up", RTM_NEWLINK, messages.link(self._ifindex, up=True))
 
     def _change(self, what: str, kind: int, message: Any, flags: int = 0) -> None:
         self._rtnl.change(f"{self._ifname}: {what}", kind, message, flags)
@@ -283,7 +283,7 @@ class Tap:
         elif address.prefix < 31:  # RFC 3021: a /31 has no broadcast address
             last = int.from_bytes(address.packed, "big") | address.host_bits
             broadcast = [("IFA_BROADCAST", socket.inet_ntop(socket.AF_INET, last.to_bytes(4, "big")))]
-        message = messages.address(self._index, address.packed, address.prefix, *broadcast, flags=flags)
+        message = messages.address(self._ifindex, address.packed, address.prefix, *broadcast, flags=flags)
         self._change(f"address {address}", RTM_NEWADDR, message, NLM_F_CREATE | NLM_F_REPLACE)
 
     def enable_ipv6(self, mtu: int) -> str:
@@ -319,11 +319,11 @@ class Tap:
             own = [a for a in wanted if a.family == family]
             for there in self._rtnl.addresses(family):
                 known = Address(there.packed, there.prefix)
-                if there.ifindex != self._index or (known in own and there.usable):
+                if there.ifindex != self._ifindex or (known in own and there.usable):
                     continue
                 kept = everything and not own and there.packed[:8] == LINK_LOCAL
                 if not kept and (everything or any(a.is_next_to(there.packed) for a in own)):
-                    message = messages.address(self._index, there.packed, there.prefix)
+                    message = messages.address(self._ifindex, there.packed, there.prefix)
                     try:
                         self._change(f"old address {known}", RTM_DELADDR, message)
                     except Refused as e:
@@ -336,12 +336,10 @@ class Tap:
         """Removes all routes by this device but the kernel's own. Raises nothing."""
         for family in (socket.AF_INET, socket.AF_INET6):
             for there in self._rtnl.routes(family):
-                if there.ifindex == self._index and there.protocol != RTPROT_KERNEL:
-                    message = messages.any_route(self._index, there.packed, there.prefix, there.gateway, there.metric)
-                    try:
-                        self._change("old route", RTM_DELROUTE, message)
-                    except Refused:
-                        pass  # one by many hops: what is to take its place replaces it, or says why not
+                if there.ifindex == self._ifindex and there.protocol != RTPROT_KERNEL:
+                    old = messages.any_route(self._ifindex, there.packed, there.prefix, there.metric)
+                    with suppress(Refused):  # it has gone meanwhile
+                        self._change("old route", RTM_DELROUTE, old)
 
     def install(self, routes: Iterable[Route], addresses: Iterable[Address], onlink: bool) -> list[str]:
         """The routes' installation: those that were left out, and why. Raises Refused for a family's only default."""
@@ -380,7 +378,7 @@ class Tap:
                 raise e from None
 
     def _add(self, one: Route, flags: int, onlink: bool) -> None:
-        message = messages.route(self._index, one.to.packed, one.to.prefix, one.gateway, one.metric, onlink)
+        message = messages.route(self._ifindex, one.to.packed, one.to.prefix, one.gateway, one.metric, onlink)
         self._change(str(one), RTM_NEWROUTE, message, flags)
 
 

@@ -88,10 +88,9 @@ def route(index: int, packed: bytes, prefix: int, gateway: str, metric: int | No
     return message
 
 
-def any_route(index: int, packed: bytes, prefix: int, gateway: bytes, metric: int) -> Any:
-    """The route of the main table that is to be deleted, whoever made it."""
-    literal = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, gateway) if gateway else ""
-    message = route(index, packed, prefix, literal, metric)
+def any_route(index: int, packed: bytes, prefix: int, metric: int) -> Any:
+    """For RTM_DELROUTE: the first such route of the main table, whoever made it, with all its hops."""
+    message = route(index, packed, prefix, "", metric)
     message["proto"] = message["type"] = 0
     message["scope"] = RT_SCOPE_NOWHERE
     return message

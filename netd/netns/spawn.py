@@ -124,7 +124,8 @@ class Agent:
         """Makes sockets in the network namespace: for each plan a descriptor, or why there is none.
 
         The descriptors are non-blocking, close-on-exec and the caller's; each keeps the namespace alive. The reasons
-        are the kernel's ("Address already in use"). ``netns_fd`` as in ``open_tap``. Raises LimitReached for more
+        are the kernel's ("Address already in use"). For an instant after the answer the agent's child has copies: a
+        port closed at once may not be free at once. ``netns_fd`` as in ``open_tap``. Raises LimitReached for more
         than FDS_MAX plans, NamespaceUnavailable, AgentUnavailable.
         """
         if len(plans) > FDS_MAX:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ import pytest_asyncio
 from netd.daemon import Daemon
 from netd.dialects.pasta.template import Wish, family, network_of
 from netd.specs import ForwardSpec
-from tests.lab import HOST, OUTSIDE, World, aside, both_ways, connected, refusal
+from tests.guest.programs import needs
+from tests.lab import HOST, OUTSIDE, World, aside, both_ways, connected, refusal, until
+from tests.relay.beyond import HOST6, Beyond
 from tests.stage import Attach, Guest
 
+from .test_guest_self_configured import addresses, apart, ready
 from .test_guest_udp import ask
 
 MAPPED = "169.254.1.2"
@@ -110,3 +114,50 @@ async def test_without_a_protocol_nothing_of_it_is_answered(world: World, daemon
     with world.outside.datagrams(OUTSIDE) as server, guest.datagrams() as client:
         await aside(ask, client, b"hello", server.getsockname(), server)
     assert guest.counters()["drop_not_served"] > 0
+
+
+@needs("busybox")
+async def test_one_that_configures_itself_has_the_hosts_addresses(
+    beyond: Beyond, daemon: Daemon, attach: Attach, tmp_path: Path
+) -> None:
+    """IPv4 by DHCP, IPv6 by router advertisement: an address of its own on the host's prefix, and led to there."""
+    if not Path("/etc/udhcpc/default.script").exists():
+        pytest.skip("udhcpc's script is not installed (Debian: udhcpc)")
+    view = await daemon.host_view()
+    four, six = family(view, 4, Wish()), family(view, 6, Wish(interface="out0"))
+    guest = await attach(
+        host_like=True,
+        configure=False,
+        ifname="tap0",
+        cidr=network_of(four),
+        guest_ip=four.address,
+        gateway_ip=four.gateway,
+        dns_ip="",
+        cidr6=network_of(six),
+        guest_ip6=six.address,
+        gateway_ip6=six.gateway,
+        router_ip6="fe80::1",
+        dhcp_dns=("198.51.100.53",),
+        dhcp_search=("lab.example",),
+        hostname="box",
+    )
+    assert "LOOPBACK,UP" in guest.run("ip", "link", "show", "lo"), "as pasta leaves it"
+    guest.ip("link set tap0 up")
+    await until(lambda: ready(guest), "IPv6 by router advertisement")
+    said = await apart(guest, tmp_path, UDHCPC)
+    assert f"inet {HOST}/24" in said and f"via {OUTSIDE}" in said
+    assert "nameserver 198.51.100.53" in said and "domain lab.example" in said
+    [address] = [info["local"] for info in addresses(guest, 6)]
+    assert address.startswith("2001:db8:") and address != HOST6
+    port = guest.network.add_forward(ForwardSpec("tcp", 0, 8000), "pasta").spec.host_port
+    with guest.socket(family=V6) as listener, beyond.outside.socket(family=V6) as client:
+        listener.bind((address, 8000))  # not ::, where the planned address would be looked for
+        listener.listen()
+        with await connected(client, (HOST6, port), listener) as server:
+            await both_ways(client, server, 1000)
+
+
+UDHCPC = """
+busybox udhcpc -i tap0 -n -q -f -O search || exit 1
+ip -4 -o addr show tap0; ip -4 route; cat /etc/resolv.conf
+"""

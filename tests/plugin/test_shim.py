@@ -350,6 +350,46 @@ def test_sigpipe_does_not_kill_it(bench: Bench) -> None:
     assert output(shim)[0] == 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_signal_takes_its_socket_away_as_well(
+    bench: Bench, tmp_path: Path, number: signal.Signals, background: bool
+) -> None:
+    path = tmp_path / "control.sock"
+    shim, peer = bench.meet(cwd=tmp_path)
+    answer, fd = peer.ask("listen", path="control.sock", type="stream", backlog=1, replace=True, remove=True)
+    assert answer["ok"]
+    os.close(fd)
+    pid = shim.pid
+    if background:
+        pid = peer.ask("detach")[0]["pid"]
+        assert peer.ask("release", status=0)[0]["ok"]
+        assert output(shim) == (0, "", "")
+    peer.stay()
+    peer.tell("print", stdout="", stderr="")
+    peer.answer()
+    assert path.exists()
+    os.kill(pid, number)
+    assert peer.ended()
+    assert not path.exists()
+    if not background:
+        assert output(shim) == (-number, "", "")
+
+
+def test_a_foreground_that_is_killed_leaves_the_socket_to_the_background(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    shim, peer = bench.meet()
+    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True)
+    os.close(fd)
+    assert peer.ask("detach")[0]["ok"]
+    shim.terminate()
+    assert output(shim)[0] == -signal.SIGTERM
+    assert path.exists()
+    peer.exit()
+    assert peer.ended()
+    assert not path.exists()
+
+
 def test_goes_on_in_the_background(bench: Bench, tmp_path: Path) -> None:
     held, leaked = os.pipe()
     shim, peer = bench.meet(pass_fds=[leaked], cwd=tmp_path)

@@ -92,6 +92,7 @@ class _Attachment:
         self._call = call
         self._fds = fds
         self._pid = hello.pid
+        self._cwd = hello.cwd  # of a call; a process in the background has another
         self._path = ""  # whose unlink ends the network
         self._name = ""
         self._control = ""  # path of the socket that pesto names
@@ -114,7 +115,8 @@ class _Attachment:
                 raise Died(f"Failed to fork: {answer.error}")
             self._pid = answer.pid
         if call.pid_file:
-            await self._do(Write(path=call.pid_file, text=f"{self._pid}\n"), f"Couldn't open PID file {call.pid_file}")
+            path = os.path.join(self._cwd, call.pid_file)
+            await self._do(Write(path=path, text=f"{self._pid}\n"), f"Couldn't open PID file {call.pid_file}")
         spec = replace(spec, name=await free_name(self._daemon, self._name), control=self._control)
         network = await self._attach(spec, stays)
         try:

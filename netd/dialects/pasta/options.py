@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from netd.dialects.getopt import Option
-from netd.dialects.pasta.addresses import Address, address, ipv4, ipv6, is_broadcast, literal, number
+from netd.dialects.pasta.addresses import SPACE, Address, address, ipv4, ipv6, is_broadcast, literal, number
 from netd.dialects.pasta.portspec import IFNAMSIZ
 
 # In the order in which getopt_long lists the possibilities of an ambiguous abbreviation.
@@ -128,7 +128,7 @@ class Line:
     stats: int = 0
     only: str = ""  # "4" | "6"
     prefix4: int | None = None
-    lengths: set[str] = field(default_factory=set)  # families whose address has a prefix length
+    length: bool = False  # the last address has a prefix length
     dns: list[Address] | None = None
     forward: list[Address] = field(default_factory=list)
     search: list[str] | None = None
@@ -139,7 +139,7 @@ class Line:
 def take(line: Line, key: str, value: str) -> None:
     """Read one option. Refused if it cannot be."""
     if key in _NOT_FOR_PASTA:
-        if key == "fd" and number(value) is None:
+        if key == "fd" and not 0 <= (-1 if (fd := number(value)) is None else fd) <= INT_MAX:
             raise Refused(f"Invalid --fd: {value}")
         raise Refused(_NOT_FOR_PASTA[key])
     if key in _DEPRECATED:
@@ -234,20 +234,17 @@ def _take_address(line: Line, value: str) -> None:
     if found is None or found.is_unspecified or found.is_loopback or found.is_multicast or is_broadcast(found):
         raise Refused(f"Invalid guest address: {value}")
     family = str(found.version)
-    line.lengths.discard(family)
+    line.length = bool(slash)
     if slash:
-        digits = re.match(r"[ \t\n\v\f\r]*\+?([0-9]+)|(-[0-9]+)", bits, re.ASCII)
-        if digits is None:
-            raise Refused(f"Invalid guest address: {value}")
-        length = number(digits[1] or "x", 10)
+        digits = re.match(SPACE + "[+-]?[0-9]+", bits, re.ASCII)
+        length = None if digits is None else number(digits[0], 10)
         mapped = ":" in host and family == "4"  # ::ffff:192.0.2.1
-        if length is None or length > (128 if mapped else found.max_prefixlen):
+        if length is not None and length > (128 if mapped else found.max_prefixlen):
             raise Refused(f"Invalid prefix length: {value}")
-        if digits.end() != len(bits):
+        if length is None or digits is None or digits.end() != len(bits):
             raise Refused(f"Invalid guest address: {value}")
         if mapped and length > 32:
             length = max(length - 96, 0)
-        line.lengths.add(family)
         if "netmask" in line.values:
             raise Refused("Redundant prefix length specification")
         if family == "4":
@@ -267,7 +264,7 @@ def _take_netmask(line: Line, value: str) -> None:
             bits = None
     if bits is None or bits > 32:
         raise Refused(f"Invalid prefix length: {value}")
-    if line.lengths:
+    if line.length:
         raise Refused("Redundant prefix length specification")
     line.values["netmask"] = value
     line.prefix4 = bits or None

@@ -4,5 +4,5 @@ What is different on purpose:
 
 * ``--add`` of a rule that was there before the call succeeds, as Podman 6 expects; pasta's own calls it a conflict.
 * All of the command line is read before the socket is connected to.
-* A change is made as a whole or not at all.
+* What a deletion frees can be added to in the same call; pasta's own refuses every addition after a deletion.
 """
