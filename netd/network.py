@@ -17,7 +17,10 @@ from collections.abc import Callable
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
+from netd.link.mirror import Link
+from netd.link.pcap import Capture
 from netd.link.tap import Tap
+from netd.link.trace import Trace
 from netd.netns.plan import OpenTap
 from netd.pace import Pace
 from netd.relay import forwards, resolver
@@ -29,6 +32,7 @@ from netd.stack.interface import Interface
 from netd.stack.limits import Limits
 
 clock = time.monotonic
+PCAP = "pcap"  # the key in ``held`` of a file that frames are recorded in
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
@@ -71,7 +75,12 @@ class Network:
         self._closed = False
 
         source = source_of(spec)
-        self._link = Tap(tap.fd, tap.vnet_hdr)
+        self.on_trace: Callable[[str], None] = lambda line: None
+        self._link: Link = Tap(tap.fd, tap.vnet_hdr)
+        if PCAP in held:
+            self._link = Capture(self._link, os.dup(held[PCAP]), resumed=created > 0)
+        if spec.trace:
+            self._link = Trace(self._link, self._trace)
         self._host = HostNetwork(loop, clock, self._flush, source)
         addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
@@ -100,6 +109,9 @@ class Network:
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
+
+    def _trace(self, line: str) -> None:
+        self.on_trace(line)  # whoever that is by now
 
     # -- the loop's events ---------------------------------------------------------------------------------------
 

@@ -108,7 +108,8 @@ class NetworkSpec:
     hostname: str = ""  # likewise (DHCP options 12 and 81)
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
-    control: str = ""  # path of the socket by which pesto names the network
+    trace: bool = False  # every frame is told to ``Network.on_trace``
+    dialect: dict[str, Any] = field(default_factory=dict)  # what the dialect that made it keeps with it, as plain data
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from netd.attach.conversation import Conversation
 from netd.attach.message import Exit, Hello
 from netd.dialects.pasta import command as pasta
+from netd.dialects.pasta.reports import Reports
 from netd.dialects.pesto import command as pesto
 from netd.dialects.slirp4netns import command as slirp4netns
 from netd.dialects.slirp4netns.api_socket import ApiSockets
@@ -43,7 +44,7 @@ def farewell(network: Network) -> Exit:
 
 def residents(daemon: Daemon) -> list[Resident]:
     """To be started and stopped with the attach server."""
-    return [ApiSockets(daemon)]
+    return [ApiSockets(daemon), Reports(daemon)]
 
 
 async def _unknown(shim: Conversation, hello: Hello, daemon: Daemon) -> None:

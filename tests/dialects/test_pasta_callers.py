@@ -27,6 +27,7 @@ pasta={PLUGIN}/pasta pesto={PLUGIN}/pesto
 exec 9>&-
 unshare --user --map-root-user --net --mount sleep 100 & N=$!
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+exec_n() {{ exec nsenter -t $N -U -n -m --preserve-credentials "$@"; }}
 in_n() {{ nsenter -t $N -U -n -m --preserve-credentials "$@"; }}
 until in_n ip link >/dev/null 2>&1 && [ "$(readlink /proc/$N/ns/net)" != "$(readlink /proc/self/ns/net)" ]
 do sleep .01; done
@@ -152,7 +153,61 @@ def test_a_published_range_on_both_families(machine: Machine, protocol: str, t: 
     said = shell(machine, SCRIPTS + f"""
         $pasta --config-net --no-map-gw -{t} 5000-5001:6000-6001 -{u} none -T none -U none \\
             --map-guest-addr 169.254.1.2 --map-guest-addr fc00::2 $N
-        in_n python3 $PWD/answer.py {protocol} >said & soon grep listening said
+        (exec_n python3 $PWD/answer.py {protocol} >said) & soon grep listening said
         for to in {HOST} 127.0.0.1 {HOST6} ::1; do python3 ask.py {protocol} $to 5001; done""")  # fmt: skip
     seen = [line.removeprefix("seen ") for line in said.splitlines() if line.startswith("seen ")]
     assert seen == ["169.254.1.2", WORLD, "fc00::2", "fd77::1"], "by the host's own address, and by its loopback"
+
+
+def test_log_capture_and_statistics(machine: Machine) -> None:
+    said = shell(machine, f"""
+        $pasta --config-net {QUIET} --log-file log --log-size 40960 --trace --pcap frames --pid pid $N
+        in_n curl -s http://{WORLD}/; cat log; echo; od -An -tx1 -N4 frames
+        $pasta -f --stats 1 --config-net {QUIET} -I two $N 2>stats & S=$!
+        soon in_n ip addr show two; in_n ping -c1 -I two {WORLD} >/dev/null; sleep 1.2; cat stats; kill $S""")  # fmt: skip
+    assert f"you are {HOST} " in said
+    log, capture = said.split("\n d4 c3 b2 a1")
+    assert "\npasta 20" in log and f"IPv4: address {HOST}, gateway {WORLD}" in log
+    assert f"from guest: TCP {HOST}:" in log and "SYN" in log
+    assert "rx_frames" in capture
+
+
+def test_what_goes_wrong_is_said_with_status_1_and_leaves_nothing(machine: Machine, daemon: Daemon) -> None:
+    for line, message in (
+        ("--config-net 999999999", "Couldn't open network namespace /proc/999999999/ns/net: No such file or directory"),
+        ("--config-net --netns nosuch", "Couldn't open network namespace /run/netns/nosuch: No such file"),
+        ("--config-net --netns /etc/passwd", "Couldn't enter network namespace /etc/passwd: Invalid argument"),
+        ("--config-net -i nosuch $N", "Invalid interface name nosuch: No such device"),
+        ("--config-net --outbound-if4 nosuch $N", "External interface not usable"),
+        ("--config-net --log-file /nosuch/log $N", "Couldn't open log file /nosuch/log: No such file or directory"),
+        ("--config-net --pid /nosuch/pid $N", "Couldn't open PID file /nosuch/pid: No such file or directory"),
+        ("--config-net --pcap /nosuch/f $N", "open /nosuch/f: No such file or directory"),
+        ("--config-net -c /nosuch/s $N", "Couldn't listen on /nosuch/s: No such file or directory"),
+        ("--config-net -t 198.51.100.9/80 $N", "Listen failed for HOST TCP port 198.51.100.9/80: Cannot assign"),
+        ("--config-net --pid pid -t 22 $N", "Listen failed for HOST TCP port */22: Permission denied"),
+        ("--nosuch $N", "unrecognized option '--nosuch'"),
+    ):
+        said = shell(machine, f"$pasta --no-map-gw {line}", status=1)
+        assert message in said, (line, said)
+    assert not daemon.networks()
+
+
+def test_pesto_edits_the_ports_of_a_network_that_runs(machine: Machine) -> None:
+    said = shell(machine, f"""
+        $pasta --config-net {QUIET} -c $PWD/control --pid pid $N; echo made $?
+        echo hello from inside >page; (exec_n busybox httpd -f -p 8000 -h $PWD) &
+        soon in_n curl -s http://127.0.0.1:8000/page
+        $pesto --add -t 127.0.0.1/5100:{HOST}/8000 -t '[::]/5101' control; echo added $?
+        $pesto --add -t 127.0.0.1/5100:{HOST}/8000 control; echo again $?
+        curl -s -m 5 http://127.0.0.1:5100/page; $pesto control
+        $pesto --add -t 127.0.0.1/5102 -t 127.0.0.1/22 control; echo refused $?
+        $pesto --delete -t 127.0.0.1/5100:{HOST}/8000 control; echo deleted $?
+        curl -s -m 5 http://127.0.0.1:5100/; echo curl $?; $pesto control
+        kill $(cat pid); soon test ! -e control && echo the socket is gone
+        $pesto control; echo nobody $?""")  # fmt: skip
+    for word in ("made 0", "added 0", "again 0", "refused 1", "deleted 0", "curl 7", "the socket is gone", "nobody 1"):
+        assert word in said, word
+    before, after = said.split("refused 1")
+    assert f"TCP [127.0.0.1]:5100  =>  {HOST}:8000" in before and "TCP [::]:5101" in before
+    assert "5102" not in after.split("deleted 0")[1] and "5100  =>" not in after and "[::]:5101" in after
+    assert "hello from inside" in before

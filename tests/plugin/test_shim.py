@@ -546,10 +546,18 @@ def test_only_the_bare_question_is_answered_without_a_daemon(alone: Any, tmp_pat
         assert (done.returncode, done.stdout) == (1, "") and "netd: no daemon" in done.stderr
     link = tmp_path / "elsewhere"
     link.mkdir()
-    for name, status in (("slirp4netns", 0), ("pesto", 1)):
-        (link / name).symlink_to(SHIM)
-        env = {"NETD_RUNTIME_DIR": "/nonexistent", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-        assert subprocess.run([link / name, "-v"], check=False, env=env, capture_output=True).returncode == status
+    env = {"NETD_RUNTIME_DIR": "/nonexistent", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for name, word, status in (
+        *(("slirp4netns", word, 0) for word in ("-h", "--help", "-v", "--version")),
+        *((name, word, 0) for name in ("pasta", "pesto") for word in ("-h", "--help", "--version")),
+        *((name, "-v", 1) for name in ("pasta", "pesto")),
+        ("other", "--version", 1),
+    ):
+        if not (link / name).is_symlink():
+            (link / name).symlink_to(SHIM)
+        done = subprocess.run([link / name, word], check=False, env=env, capture_output=True, text=True)
+        assert done.returncode == status, (name, word)
+        assert bool(done.stdout) == (status == 0) and bool(done.stderr) == (status == 1)
 
 
 def test_without_a_daemon_the_version_takes_at_most_20_ms(alone: Any) -> None:

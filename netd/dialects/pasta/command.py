@@ -38,8 +38,10 @@ from netd.dialects.outcome import Outcome
 from netd.dialects.pasta import texts
 from netd.dialects.pasta.grammar import Invocation, parse
 from netd.dialects.pasta.layout import network_spec_of
+from netd.dialects.pasta.reports import LOG, STATS
 from netd.dialects.pasta.template import NoSuchInterface
 from netd.errors import LimitReached, NetdError, PortUnavailable
+from netd.network import PCAP
 from netd.rules import RuleFailed
 from netd.specs import Lifeline, NetworkSpec
 
@@ -48,8 +50,8 @@ if TYPE_CHECKING:
     from netd.network import Network
 
 ATTACH_DEADLINE = 8.0  # seconds; the shim gives up after 10, Podman never
-# Keys in Network.held: the socket that --conf-path names, the log, the capture, and where --stats goes.
-CONTROL, LOG, PCAP, STATS = "pasta_control", "pasta_log", "pcap", "pasta_stats"
+# The key in Network.held of the socket that --conf-path names. It is there to be found; nobody speaks on it.
+CONTROL = "pasta_control"
 _PROCFS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net$")
 _EPHEMERAL = "/proc/sys/net/ipv4/ip_local_port_range"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -91,6 +93,7 @@ class _Attachment:
         self._daemon = daemon
         self._call = call
         self._fds = fds
+        self._argv0 = hello.argv0
         self._pid = hello.pid
         self._cwd = hello.cwd  # of a call; a process in the background has another
         self._path = ""  # whose unlink ends the network
@@ -117,7 +120,8 @@ class _Attachment:
         if call.pid_file:
             path = os.path.join(self._cwd, call.pid_file)
             await self._do(Write(path=path, text=f"{self._pid}\n"), f"Couldn't open PID file {call.pid_file}")
-        spec = replace(spec, name=await free_name(self._daemon, self._name), control=self._control)
+        name = await free_name(self._daemon, self._name)
+        spec = replace(spec, name=name, trace=call.trace and bool(call.log_file), dialect=self._kept())
         network = await self._attach(spec, stays)
         try:
             await self._publish(network)
@@ -141,6 +145,16 @@ class _Attachment:
     def fail(self, error: Died) -> None:
         """Have the shim say why, and end."""
         self._shim.tell(Exit(status=1, stderr=f"{self._warnings}{error}\n"))
+
+    def _kept(self) -> dict[str, str | int]:
+        """What later lives of the daemon must know: where pesto looks, and how to go on with log and statistics."""
+        call = self._call
+        level = "trace" if call.trace else "debug" if call.debug else "warning" if call.quiet else "info"
+        kept: dict[str, str | int] = {"control": self._control, "stats": call.stats}
+        if call.log_file:
+            header = f"{texts.version().splitlines()[0]}: {self._argv0} ({self._pid})"
+            kept |= {"log_header": header, "log_size": call.log_size, "log_level": level}
+        return {key: value for key, value in kept.items() if value}
 
     async def _do(self, step: Step, failure: str) -> None:
         answer = await self._shim.ask(step)

@@ -66,7 +66,7 @@ async def _run(shim: Conversation, daemon: Daemon, call: PestoCall) -> Outcome:
 
 def network_at(daemon: Daemon, path: str) -> Network | None:
     """The network whose control socket is at ``path``; of several, an earlier one's file was replaced, the latest."""
-    found = [network for network in daemon.networks.values() if network.spec.control == path]
+    found = [network for network in daemon.networks.values() if network.spec.dialect.get("control") == path]
     return max(found, key=lambda network: network.created, default=None)
 
 
