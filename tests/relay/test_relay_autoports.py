@@ -205,6 +205,16 @@ async def test_no_loops(world: World) -> None:
     outwards.close()
 
 
+def test_ours_of_one_protocol(sides: Any) -> None:
+    """A TCP port of somebody's whose number is ours in UDP."""
+    guest, side = sides()
+    side.static = {("udp", 8001), ("tcp", 8002)}
+    with bound(guest, TCP, "0.0.0.0", 8001), bound(guest, UDP, "0.0.0.0", 8001):
+        with bound(guest, TCP, "0.0.0.0", 8002), bound(guest, UDP, "0.0.0.0", 8003):
+            side.direction.scan()
+            assert side.published() == {("tcp", 8001), ("udp", 8003)}
+
+
 def test_a_port_that_is_taken(sides: Any, world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Told once, tried every time, and had when it is free."""
     guest, side = sides()
