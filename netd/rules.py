@@ -184,6 +184,7 @@ class Rules:
             host_ip=rule.address,
             container_ip=rule.target,
             interface=rule.interface,
+            dual_stack=not rule.address,
         )
         return self._add_forward(spec, AUTO).id
 
@@ -267,6 +268,7 @@ def forward_specs(rule: PortRule, freebind: bool = False) -> list[ForwardSpec]:
             interface=rule.interface,
             best_effort=rule.best_effort,
             freebind=freebind,
+            dual_stack=not rule.address,
         )
         for first in range(rule.first, rule.last + 1, step)
     ]

@@ -23,6 +23,7 @@ class ForwardSpec:
     interface: str = ""  # only what comes in by this interface of the host (SO_BINDTODEVICE)
     best_effort: bool = False  # ports of the range that cannot be bound are left out, unless that is all of them
     freebind: bool = False  # host_ip need not be there yet (IP_FREEBIND)
+    dual_stack: bool = False  # without a host_ip: one socket for both families, as pasta has it, instead of two
 
 
 @dataclass(frozen=True, slots=True)

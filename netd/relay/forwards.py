@@ -111,7 +111,7 @@ class Forwards:
 
     def _open(self, forward: Forward, sock: socket.socket, port: int) -> None:
         spec = forward.spec
-        guest = partial(self._guest, sock.family, packed(spec.container_ip) if spec.container_ip else b"")
+        guest = partial(self._guest, packed(spec.container_ip) if spec.container_ip else b"")
         if spec.protocol == "tcp":
             prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
@@ -120,12 +120,12 @@ class Forwards:
             listener.inward = None if spec.container_ip else self.inward
             forward.udp.append(listener)
 
-    def _guest(self, family: int, address: bytes = b"") -> bytes:
+    def _guest(self, address: bytes, client: bytes) -> bytes:
         """``address``, or the guest's address for clients of that family, or the one it has."""
         if address:
             return address
         guest, guest6 = self._addressing.guest, self._addressing.guest6
-        return self.address_of(guest6 or guest if family == socket.AF_INET6 else guest or guest6)
+        return self.address_of(guest6 or guest if len(client) == 16 else guest or guest6)
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
@@ -169,9 +169,10 @@ class Forwards:
         """(number, sockets) of each, for the service manager's store."""
         return [(forward.id, forward.sockets) for forward in self._forwards.values()]
 
-    def _on_accept(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
+    def _on_accept(
+        self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int
+    ) -> None:
         now = self._clock()
-        guest = guest_of()
         for _ in range(ACCEPTS):
             try:
                 sock, client = listener.accept()
@@ -181,11 +182,13 @@ class Forwards:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(forward, listener, guest_of, port)
                 break  # else the client has gone already
-            if self.inward is not None and is_loopback(packed(client[0])) and not forward.spec.container_ip:
+            ip = packed(client[0])
+            guest = guest_of(ip)
+            if self.inward is not None and is_loopback(ip) and not forward.spec.container_ip:
                 self._to_loopback(self.inward, forward, sock, port)
                 continue
             sock.setblocking(False)
-            src = self._addressing.seen_as(packed(client[0]), len(guest))
+            src = self._addressing.seen_as(ip, len(guest))
             stream = self._host.new_stream(sock)
             connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
             if connection is None:
@@ -214,7 +217,7 @@ class Forwards:
         stream.connection = connection
         return True
 
-    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
+    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int) -> None:
         """Out of descriptors: the backlog waits, instead of a loop that accepts nothing."""
         self._loop.remove_reader(listener.fileno())
 

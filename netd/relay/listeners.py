@@ -67,6 +67,11 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
     if spec.host_ip:
         family = socket.AF_INET6 if ":" in spec.host_ip else socket.AF_INET
         return [kept.pop((family, port), None) or _listen_one(spec, spec.host_ip, port)]
+    if spec.dual_stack:
+        try:
+            return [kept.pop((socket.AF_INET6, port), None) or _listen_one(spec, "::", port)]
+        except AddressUnavailable:
+            return [kept.pop((socket.AF_INET, port), None) or _listen_one(spec, "0.0.0.0", port)]
     attempt = 0
     while True:
         restored = kept.pop((socket.AF_INET, port), None)
@@ -100,7 +105,7 @@ def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         address = resolve(ip, port)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not spec.dual_stack)
         if spec.freebind:
             level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
             sock.setsockopt(level, _IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND, 1)

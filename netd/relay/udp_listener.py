@@ -43,7 +43,7 @@ class UdpListener(UdpSocket):
         flush: Callable[[], None],
         table: UdpTable,
         sock: socket.socket,
-        guest: Callable[[], bytes],
+        guest: Callable[[bytes], bytes],
         port: int,
     ) -> None:
         self._guest, self._port = guest, port
@@ -86,7 +86,7 @@ class UdpListener(UdpSocket):
                 if self.inward is not None and is_loopback(ip):
                     self._to_loopback(self.inward, client, view[:size])
                     continue
-                flow = self._table.from_forward(self._guest(), self._port, ip, client[1], self, now)
+                flow = self._table.from_forward(self._guest(ip), self._port, ip, client[1], self, now)
                 self._flows[client] = flow
                 flow.address = (client, self._source)
             elif flow.address[1] is not self._source:
@@ -102,7 +102,7 @@ class UdpListener(UdpSocket):
         sock = self._sock
         if sock is None:
             return
-        to = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"
+        to = "::1" if len(packed(client[0])) == 16 else "127.0.0.1"
         segment = self._segment or len(payload) or 1
         for start in range(0, len(payload) or 1, segment):
             inward.carry(sock, client, self._source, payload[start : start + segment], to, self._port)

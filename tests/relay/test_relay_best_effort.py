@@ -62,3 +62,16 @@ def test_only_what_comes_in_by_that_interface() -> None:
         socket.create_connection(("127.0.0.1", _FREE)).close()
     with pytest.raises(AddressUnavailable, match="nosuch0"):
         listen(ForwardSpec("tcp", _FREE, 80, "0.0.0.0", interface="nosuch0"), {})
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_one_socket_for_both_families(protocol: str) -> None:
+    [[sock]] = listen(ForwardSpec(protocol, _FREE, 80, dual_stack=True), {})
+    with sock:
+        assert sock.family == socket.AF_INET6 and sock.getsockname()[:2] == ("::", _FREE)
+        for ip in ("0.0.0.0", "127.0.0.1", "::", "::1"):
+            with pytest.raises(PortInUse):
+                listen(ForwardSpec(protocol, _FREE, 80, ip), {})
+    [[sock]] = listen(ForwardSpec(protocol, _FREE, 80, "::"), {})
+    with sock:  # that was IPv6's alone
+        assert ports_of(listen(ForwardSpec(protocol, _FREE, 80, "0.0.0.0"), {})) == [_FREE]
