@@ -502,3 +502,32 @@ async def test_inward_udp_carry(stage: Stage, supplier: Supplier) -> None:
             stage.clients.forget(sock)
             assert not len(stage.clients)
             assert not select.select([client], [], [], 0)[0]
+
+
+async def test_a_listener_that_is_gone(stage: Stage, supplier: Supplier) -> None:
+    """Answers to it end its clients, and another one with its descriptor's number has clients of its own."""
+    supplier.mode = supplier.now
+    with stage.service("udp", netns=stage.guest) as service, stage.host.datagrams("127.0.0.1") as client:
+        peer = client.getsockname()
+        seen = []
+        for data in (b"first", b"second"):
+            sock = stage.service("udp")
+            number = sock.fileno()
+            supplier.inward.carry(sock, peer, (), memoryview(data), "127.0.0.1", port_of(service))
+            assert len(stage.clients) == 1
+            got, address = await aside(service.recvfrom, 100)
+            assert got == data
+            seen.append((number, address))
+            where = sock.getsockname()
+            if data == b"second":
+                service.sendto(b"answer", address)
+                assert await aside(client.recvfrom, 100) == (b"answer", where)
+            sock.close()
+        assert seen[0][0] == seen[1][0] and seen[0][1] != seen[1][1]
+        service.sendto(b"nobody", seen[1][1])
+        await until(lambda: not len(stage.clients))
+        with stage.service("udp") as sock:
+            supplier.inward.carry(sock, peer, (), memoryview(b"third"), "127.0.0.1", port_of(service))
+            assert len(stage.clients) == 1
+            supplier.inward.forget(sock)
+            assert not len(stage.clients)
