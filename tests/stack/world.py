@@ -197,6 +197,7 @@ class World:
         """Who may wait for something."""
         yield from self.interface.tcp.connections.values()
         yield self.interface.tcp  # deferred ACKs
+        yield self.interface.tcp.repeats
         yield from self.interface.udp.flows.values()
         yield from self.interface.icmp.flows.values()
         yield from self.interface.reassembly.partials.values()
