@@ -12,6 +12,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
+from netd.relay.poller import READ, WRITE, Poller
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 KEEPALIVE_SECONDS = 7200
@@ -73,12 +74,13 @@ class Stream:
     __slots__ = (
         "_clock",
         "_closed",
+        "_connecting",  # the addresses left, and the sources, while the kernel connects
         "_flush",
         "_loop",
         "_pace",
-        "_reading",
+        "_poller",
         "_trying",
-        "_writing",
+        "_waits",  # for READ, WRITE, both or 0
         "connection",
         "on_close",
         "on_refused",
@@ -93,6 +95,7 @@ class Stream:
         clock: Callable[[], float],
         flush: Callable[[], None],
         pace: Pace,
+        poller: Poller,
         sock: socket.socket | None,
     ) -> None:
         self._loop = loop
@@ -100,7 +103,10 @@ class Stream:
         self._flush = flush  # after every event: timers, pending ACKs
         self._pace = pace
         self.sock = sock
-        self._reading = self._writing = self._closed = False
+        self._poller = poller
+        self._waits = 0
+        self._closed = False
+        self._connecting: tuple[list[Address], Sources] | None = None
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
         self.on_refused: Callable[[Stream, float], bool] | None = None  # begins another connection, or says no
@@ -146,20 +152,18 @@ class Stream:
                 return 0
             if error in _PROGRESS:
                 self.sock = sock
-                self._writing = True
-                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, sources)
+                self._connecting = addresses, sources
+                self._wait(sock, WRITE)
                 if addresses:
                     self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, sources)
                 return errno.EINPROGRESS
             sock.close()
         return error
 
-    def _on_connect(self, addresses: list[Address], sources: Sources) -> None:
-        sock = self.sock
-        if sock is None:
-            return
+    def _on_connect(self, sock: socket.socket, addresses: list[Address], sources: Sources) -> None:
         self._stop_trying()
-        self._stop_writing(sock)
+        self._connecting = None
+        self._wait(sock, 0)
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             sock.close()
@@ -173,7 +177,7 @@ class Stream:
         self._trying = None
         sock, self.sock = self.sock, None
         if sock is not None:
-            self._stop_writing(sock)
+            self._wait(sock, 0)
             sock.close()
             error = self._try(addresses, sources, errno.ETIMEDOUT)
             if error != errno.EINPROGRESS:
@@ -201,15 +205,11 @@ class Stream:
 
     def want_write(self) -> None:
         """Call back when the socket takes bytes again."""
-        if not self._writing and self.sock is not None:
-            self._writing = True
-            self._loop.add_writer(self.sock.fileno(), self._on_writable)
+        if self.sock is not None:
+            self._wait(self.sock, self._waits | WRITE)
 
-    def _on_writable(self) -> None:
-        sock = self.sock
-        if sock is None:
-            return
-        self._stop_writing(sock)
+    def _on_writable(self, sock: socket.socket) -> None:
+        self._wait(sock, self._waits & ~WRITE)
         self.connection.host_writable(self._clock())
         self._flush()
 
@@ -225,12 +225,8 @@ class Stream:
 
     def resume(self, now: float) -> None:
         """Read now, and go on when there is more."""
-        if self.sock is not None and not self._reading:
+        if self.sock is not None and not self._waits & READ:
             self._pull(now)
-
-    def _on_readable(self) -> None:
-        self._pull(self._clock())
-        self._flush()
 
     def _pull(self, now: float) -> None:
         """Read and forward until the socket is empty, the guest is full, or it is another flow's turn."""
@@ -244,7 +240,7 @@ class Stream:
         while True:
             room = room_of()
             if not room:
-                self._stop_reading(sock)
+                self._wait(sock, self._waits & ~READ)
                 connection.host_paused(now)
                 return
             try:
@@ -256,25 +252,43 @@ class Stream:
                 return
             size = len(data)
             if not size:
-                self._stop_reading(sock)
+                self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now)
                 return
             deliver(data, now)
             if size < room or clock() > until:
                 break
-        if not self._reading and self.sock is not None:
-            self._reading = True
-            self._loop.add_reader(sock.fileno(), self._on_readable)
+        if not self._waits & READ and self.sock is not None:
+            self._wait(sock, self._waits | READ)
 
-    def _stop_reading(self, sock: socket.socket) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(sock.fileno())
+    # -- readiness -----------------------------------------------------------------------------------------------
 
-    def _stop_writing(self, sock: socket.socket) -> None:
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(sock.fileno())
+    def on_ready(self, events: int) -> None:
+        """The poller's word; an error shows by reading or writing, whichever is wanted."""
+        sock = self.sock
+        if sock is None:
+            return
+        if events & ~READ and self._waits & WRITE:
+            if self._connecting is not None:
+                self._on_connect(sock, *self._connecting)
+                return
+            self._on_writable(sock)
+        if events & ~WRITE and self._waits & READ:
+            self._pull(self._clock())
+            self._flush()
+
+    def _wait(self, sock: socket.socket, events: int) -> None:
+        """For these from now on."""
+        before = self._waits
+        if events == before:
+            return
+        self._waits = events
+        if not before:
+            self._poller.begin(sock.fileno(), events, self)
+        elif events:
+            self._poller.change(sock.fileno(), events)
+        else:
+            self._poller.end(sock.fileno())
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -308,8 +322,7 @@ class Stream:
         sock, self.sock = self.sock, None
         if sock is None:
             return
-        self._stop_reading(sock)
-        self._stop_writing(sock)
+        self._wait(sock, 0)
         sock.close()
         if self.on_close is not None:
             self.on_close(self)

@@ -115,6 +115,7 @@ async def test_why_there_is_none(world: World, table: Table, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("netd.relay.echo.socket.socket", without)
         assert host.open_echo(Flow(table, "2001:db8::2")) == NET_UNREACHABLE  # type: ignore[arg-type]
+    host._poller.close()
     assert open_fds() == before
 
 

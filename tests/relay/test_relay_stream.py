@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from netd.pace import Pace
+from netd.relay.poller import Poller
 from netd.relay.stream import Address, Stream
 from netd.stack.ports import NET_UNREACHABLE, RESET
 
@@ -48,17 +49,21 @@ Begin = Callable[[list[Address]], tuple[Stream, Told]]
 
 
 @pytest.fixture
-async def begin() -> Begin:
+async def begin() -> AsyncIterator[Begin]:
     """Connects, within one call as a frame's."""
 
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop)
+
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
-        loop = asyncio.get_running_loop()
-        stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), None)
+        stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
         stream.connection = told = Told()
         stream.connect(addresses, ("", ""))
         return stream, told
 
-    return connect
+    yield connect
+    assert not len(poller)
+    poller.close()
 
 
 def free_port() -> int:
