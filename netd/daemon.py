@@ -13,10 +13,11 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from netd import __version__
+from netd.blueprint import plan_of
 from netd.errors import (
     AmbiguousNetwork,
     LimitReached,
@@ -28,20 +29,22 @@ from netd.errors import (
 )
 from netd.lifeline import Watch
 from netd.link.tap import is_attached
-from netd.netns.plan import OpenTap
+from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
-from netd.network import Network, clock, plan_of, record_of
+from netd.network import Network, clock, record_of
 from netd.pace import Pace
 from netd.record import Record
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
-from netd.specs import ForwardSpec, Lifeline, NetworkSpec
+from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
+NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
+LIFELINES_HELD = ("exit_fd", "pidfd")  # of ``Network.held``: further lifelines, by kind
 StoredFds = dict[str, list[int]]
 
 
@@ -87,6 +90,8 @@ class Daemon:
         On return traffic flows. NetdError.
         """
         held = dict(held or {})
+        if spec.host_like and netns_fd >= 0:
+            held[NETNS] = os.dup(netns_fd)  # its ports may need sockets in there
         try:
             try:
                 _check_open(lifeline, held)
@@ -100,9 +105,7 @@ class Daemon:
             raise
         finally:
             _close_all((netns_fd,))
-        self._watch(network, lifeline)
-        if "exit_fd" in held:
-            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        self._watch_all(network)
         logger.info("attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
         self.changed(network)
         self._tell("attached", network)
@@ -184,12 +187,20 @@ class Daemon:
                 self._name_servers,
                 on_lost=lambda network: self._end(network, "its device is gone"),
                 holder_of=self._holder_of,
+                free_dead=self._free_dead,
+                open_sockets=self._open_sockets,
                 pace=self._pace,
                 created=created,
             )
         except BaseException:
             os.close(tap.fd)
             raise
+
+    def _watch_all(self, network: Network) -> None:
+        self._watch(network, network.lifeline)
+        for kind in LIFELINES_HELD:
+            if kind in network.held:
+                self._watch(network, Lifeline(kind, network.held[kind]))
 
     def _watch(self, network: Network, lifeline: Lifeline) -> None:
         watch = self._watches.get(network.id)
@@ -222,6 +233,20 @@ class Daemon:
         for observer in list(self.observers):
             observer(event, network)
 
+    # -- the host, for doors that make a guest like it ---------------------------------------------------------------
+
+    async def host_view(self) -> HostView:
+        """The host's interfaces, addresses and routes. AgentUnavailable."""
+        return await self._agent.host_view()
+
+    def name_servers(self) -> list[str]:
+        """The host's, as they are now."""
+        return list(self._name_servers.current())
+
+    def search_domains(self) -> list[str]:
+        """The host's, as they are now."""
+        return list(self._name_servers.search())
+
     # -- finding -------------------------------------------------------------------------------------------------
 
     def network(self, ref: str) -> Network:
@@ -240,16 +265,34 @@ class Daemon:
             raise AmbiguousNetwork(f"{ref!r} fits several networks: {listed}")
         return matches[0]
 
-    def _holder_of(self, spec: ForwardSpec) -> str:
-        """Which network of ours listens on a port of ``spec``; "" if none."""
+    def _holders_of(self, spec: ForwardSpec) -> list[Network]:
+        """The networks of ours that listen on a port of ``spec``."""
         ports = range(spec.host_port, spec.host_port + spec.range)
+        holders = []
         for network in self.networks.values():
             for forward in network.forwards():
                 other = forward.spec
                 overlap = other.host_port < ports.stop and ports.start < other.host_port + other.range
                 if other.protocol == spec.protocol and overlap and _share_an_address(other.host_ip, spec.host_ip):
-                    return network.name
-        return ""
+                    holders.append(network)
+                    break
+        return holders
+
+    def _holder_of(self, spec: ForwardSpec) -> str:
+        return next((network.name for network in self._holders_of(spec)), "")
+
+    def _free_dead(self, spec: ForwardSpec) -> bool:
+        """End the holders of ports of ``spec`` whose lifelines have ended unseen (podman.md, T11); True if any."""
+        dead = [network for network in self._holders_of(spec) if _has_ended(network)]
+        for network in dead:
+            self._end(network, "ended")
+        return bool(dead)
+
+    async def _open_sockets(self, network: Network, plans: Sequence[SocketPlan]) -> list[int | str]:
+        """Sockets in the network's namespace (``Agent.open_sockets``); of one that is not known there are none."""
+        if NETNS not in network.held:
+            return ["the namespace is not known"] * len(plans)
+        return await self._agent.open_sockets(network.held[NETNS], plans)
 
     # -- what outlives the process -------------------------------------------------------------------------------
 
@@ -323,7 +366,7 @@ class Daemon:
 
     def _restore_network(self, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
         id_ = entry["id"]
-        spec = NetworkSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry["spec"].items()})
+        spec = network_spec(entry["spec"])
         kind, path = entry["lifeline"]["kind"], entry["lifeline"]["path"]
         names = {key: f"{id_}.{key}" for key in ("tap", "life")}
         if names["tap"] not in by_name or (kind in ("exit_fd", "shim", "pidfd") and names["life"] not in by_name):
@@ -333,7 +376,7 @@ class Daemon:
             raise NamespaceUnavailable("its device is gone")
         tap = OpenTap(tap_fd, **entry["tap"])
         held = {key: by_name[f"{id_}.held-{key}"][0] for key in entry["held"] if f"{id_}.held-{key}" in by_name}
-        if "exit_fd" in entry["held"] and "exit_fd" not in held:
+        if any(kind in entry["held"] and kind not in held for kind in LIFELINES_HELD):
             raise NamespaceUnavailable("it ended while netd was away")
         if kind not in ("exit_fd", "shim", "pidfd", "path", "explicit"):
             raise ValueError(f"lifeline {kind!r}")
@@ -352,12 +395,11 @@ class Daemon:
                 _close_all(others)
         try:
             self._restore_forwards(network, entry, by_name)
+            network.rules.restore(entry.get("rules", {}))
         except BaseException:
             self._end(network, "could not be restored")
             raise
-        self._watch(network, lifeline)
-        if "exit_fd" in held:
-            self._watch(network, Lifeline("exit_fd", held["exit_fd"]))
+        self._watch_all(network)
         logger.info("restored %s", network.name)
 
     def _restore_forwards(self, network: Network, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
@@ -433,10 +475,12 @@ def _has_ended(network: Network) -> bool:
     """True if a lifeline's end is known to the kernel, though not yet to us."""
     poller = select.poll()
     kind, fd = network.lifeline.kind, network.lifeline.fd
-    if kind == "path" and not os.path.lexists(network.lifeline.path):
+    if network.lifeline.path and not os.path.lexists(network.lifeline.path):
         return True
     if fd >= 0:
         poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)
     if "exit_fd" in network.held:
         poller.register(network.held["exit_fd"], select.POLLHUP)
+    if "pidfd" in network.held:
+        poller.register(network.held["pidfd"], select.POLLIN)
     return bool(poller.poll(0))

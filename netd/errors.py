@@ -47,23 +47,36 @@ class NoSuchPort(NetdError):
     code = "no_such_port"
 
 
-class PortInUse(NetdError):
+class PortUnavailable(NetdError):
+    """A host port cannot be published: ``port`` (0 where that is not known), and the kernel's ``reason``."""
+
+    code = "port_unavailable"
+
+    def __init__(self, message: str, hint: str = "", port: int = 0, reason: str = "") -> None:
+        super().__init__(message, hint)
+        self.port = port
+        self.reason = reason
+
+
+class PortInUse(PortUnavailable):
     """The host address and port are taken; ``holder`` names our network that has it, or is empty."""
 
     code = "port_in_use"
 
-    def __init__(self, message: str, holder: str = "", hint: str = "") -> None:
-        super().__init__(message, hint)
+    def __init__(
+        self, message: str, holder: str = "", hint: str = "", port: int = 0, reason: str = "Address already in use"
+    ) -> None:
+        super().__init__(message, hint, port, reason)
         self.holder = holder
 
 
-class PortPrivileged(NetdError):
+class PortPrivileged(PortUnavailable):
     """The host port is below net.ipv4.ip_unprivileged_port_start."""
 
     code = "port_privileged"
 
 
-class AddressUnavailable(NetdError):
+class AddressUnavailable(PortUnavailable):
     """The host address to bind is not one of this machine's."""
 
     code = "address_unavailable"

@@ -34,9 +34,9 @@ class Watch:
 
     def add(self, lifeline: Lifeline) -> None:
         """Begin to watch. NamespaceUnavailable if it has ended already."""
-        if lifeline.kind == "path":
+        if lifeline.path:
             self._add_path(lifeline.path)
-        elif lifeline.kind == "pidfd":
+        if lifeline.kind == "pidfd":
             self._add_event(lifeline.fd, select.EPOLLIN)
         elif lifeline.kind == "exit_fd":
             self._add_event(lifeline.fd, 0)  # EPOLLHUP and EPOLLERR come unasked

@@ -7,113 +7,34 @@ TAP fd ── link.tap ── stack.interface ── relay.host ── host sock
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
+from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
+from netd.link.mirror import Link
+from netd.link.pcap import Capture
 from netd.link.tap import Tap
-from netd.netns.plan import OpenTap, TapPlan
+from netd.link.trace import Trace
+from netd.netns.plan import OpenTap, SocketPlan
 from netd.pace import Pace
 from netd.relay import forwards, resolver
 from netd.relay.host import HostNetwork
-from netd.services import dhcpv4, dhcpv6, dns
-from netd.services.gateway import Gateway
+from netd.rules import Rules
+from netd.services import dns
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
-from netd.stack.addressing import Addressing
 from netd.stack.interface import Interface
 from netd.stack.limits import Limits
-from netd.wire.ipv6 import MTU_MIN, interface_identifier
 
 clock = time.monotonic
-DHCP_POOL = range(15, 31)  # offsets in the network, as slirp4netns'
+PCAP = "pcap"  # the key in ``held`` of a file that frames are recorded in
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
-
-
-def addressing_of(spec: NetworkSpec, guest_mac: bytes) -> Addressing:
-    """The addresses of ``spec`` as bytes; the gateway's MACs are slirp4netns' (52:55 and the IPv4 octets)."""
-    network = ipaddress.IPv4Network(spec.cidr)
-    gateway, dns_ip = _packed(spec.gateway_ip), _packed(spec.dns_ip)
-    network6 = ipaddress.IPv6Network(spec.cidr6 or "::/128")
-    prefix6 = network6.network_address.packed
-    guest6 = _packed(spec.guest_ip6) or prefix6[:8] + interface_identifier(guest_mac)
-    six = bool(spec.cidr6) and spec.mtu >= MTU_MIN  # RFC 8200 §5: no IPv6 on a smaller link
-    return Addressing(
-        guest=_packed(spec.guest_ip),
-        gateway=gateway,
-        dns=dns_ip,
-        network=int(network.network_address),
-        mask=int(network.netmask),
-        gateway_mac=b"\x52\x55" + gateway,
-        dns_mac=b"\x52\x55" + (dns_ip or gateway),
-        guest_mac=guest_mac,
-        guest6=guest6 if six else b"",
-        gateway6=_packed(spec.gateway_ip6) if six else b"",
-        dns6=_packed(spec.dns_ip6) if six else b"",
-        router6=_packed(spec.router_ip6) if six else b"",
-        network6=int(network6.network_address),
-        mask6=int(network6.netmask),
-    )
-
-
-def gateway_of(addressing: Addressing, mtu: int, search: Sequence[str]) -> Gateway:
-    """The DHCP servers of a network: the guest's address for whoever comes first, slirp4netns' pool for the others."""
-    pool = (addressing.network + offset for offset in DHCP_POOL)
-    v4 = dhcpv4.Config(
-        server_ip=addressing.gateway,
-        mask=addressing.mask.to_bytes(4, "big"),
-        guest_ip=addressing.guest,
-        router=addressing.gateway,
-        dns=(addressing.dns,) if addressing.dns else (),
-        pool=tuple(ip for number in pool if addressing.on_link(ip := number.to_bytes(4, "big"))),
-        mtu=mtu,
-        domain=search[0] if search else "",
-        search=tuple(search),
-    )
-    if not addressing.gateway6:
-        return Gateway(v4, None)
-    prefix = addressing.mask6.bit_count()
-    dns6 = (addressing.dns6,) if addressing.dns6 else ()
-    return Gateway(
-        v4,
-        dhcpv6.Config(
-            server_mac=addressing.gateway_mac,
-            guest_ip=addressing.guest6,
-            prefix_length=prefix,
-            dns=dns6,
-            search=tuple(search),
-        ),
-    )
-
-
-def _packed(text: str) -> bytes:
-    return ipaddress.ip_address(text).packed if text else b""
-
-
-def plan_of(spec: NetworkSpec, offload: bool) -> TapPlan:
-    """What the agent is to set up in the namespace."""
-    prefix = ipaddress.IPv4Network(spec.cidr).prefixlen
-    address6 = ""
-    if spec.cidr6:
-        network6 = ipaddress.IPv6Network(spec.cidr6)
-        address6 = f"{spec.guest_ip6}/{network6.prefixlen}" if spec.guest_ip6 else spec.cidr6
-    return TapPlan(
-        ifname=spec.ifname,
-        mtu=spec.mtu,
-        mac=spec.mac,
-        configure=spec.configure,
-        address=f"{spec.guest_ip}/{prefix}",
-        gateway=spec.gateway_ip,
-        address6=address6,
-        gateway6=spec.router_ip6 if spec.cidr6 else "",
-        offload=offload,
-        uso=offload,
-    )
 
 
 class Network:
@@ -131,6 +52,8 @@ class Network:
         name_servers: resolver.NameServers,
         on_lost: Callable[[Network], None],
         holder_of: Callable[[ForwardSpec], str],
+        free_dead: Callable[[ForwardSpec], bool],
+        open_sockets: Callable[[Network, Sequence[SocketPlan]], Awaitable[list[int | str]]],
         pace: Pace,
         limits: Limits | None = None,
         created: float = 0.0,
@@ -147,13 +70,20 @@ class Network:
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
+        self._free_dead = free_dead
         self._pace = pace
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
 
-        self._link = Tap(tap.fd, tap.vnet_hdr)
-        self._host = HostNetwork(loop, clock, self._flush, spec.outbound_ip, spec.outbound_ip6)
+        source = source_of(spec)
+        self.on_trace: Callable[[str], None] = lambda line: None
+        self._link: Link = Tap(tap.fd, tap.vnet_hdr)
+        if PCAP in held:
+            self._link = Capture(self._link, os.dup(held[PCAP]), resumed=created > 0)
+        if spec.trace:
+            self._link = Trace(self._link, self._trace)
+        self._host = HostNetwork(loop, clock, self._flush, source)
         addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
             addressing,
@@ -162,23 +92,28 @@ class Network:
             limits or Limits(),
             spec.mtu,
             tap.offload,
-            spec.allow_host_loopback,
             secrets.token_bytes(16),
             uso=tap.uso,
-            services=gateway_of(addressing, spec.mtu, name_servers.search()),
+            services=gateway_of(spec, addressing, name_servers.search()),
+            without=frozenset(spec.without),
         )
         interface = self._interface
         self._host.pace = pace
         self._host.udp = interface.udp
-        self._host.resolver = resolver.Resolver(
-            loop, dns, name_servers, interface.counters, spec.outbound_ip, spec.outbound_ip6
-        )
+        servers = resolver.Fixed(spec.dns_hosts) if spec.dns_hosts else name_servers
+        self._host.resolver = resolver.Resolver(loop, dns, servers, interface.counters, source)
         self._forwards = forwards.Forwards(
             loop, clock, self._flush, self._host, interface.tcp, interface.udp, interface.addressing
         )
+        if not spec.configure:
+            self._forwards.address_of = interface.neighbors.address_of_guest
+        self.rules = Rules(self.add_forward, self.remove_forward, partial(open_sockets, self))
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
+
+    def _trace(self, line: str) -> None:
+        self.on_trace(line)  # whoever that is by now
 
     # -- the loop's events ---------------------------------------------------------------------------------------
 
@@ -214,12 +149,18 @@ class Network:
     def add_forward(self, spec: ForwardSpec, origin: str) -> ForwardStatus:
         """Publish ports now. InvalidSpec, PortInUse, PortPrivileged, AddressUnavailable, LimitReached."""
         try:
-            status = self._forwards.add(spec, origin)
+            try:
+                status = self._forwards.add(spec, origin)
+            except PortInUse:
+                if not self._free_dead(spec):
+                    raise
+                status = self._forwards.add(spec, origin)
         except PortInUse as e:
             holder = self._holder_of(spec)
             if not holder:
                 raise
-            raise PortInUse(f"{e} (held by network {holder})", holder, f"netd port ls {holder}") from None
+            hint = f"netd port ls {holder}"
+            raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
         self._record_forward(status)
         return status
 
@@ -272,7 +213,8 @@ class Network:
         for name, fd in self.held.items():
             fds[f"held-{name}"] = [fd]
         for id_, sockets in self._forwards.listeners():
-            fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
+            if not self._forwards.get(id_).spec.best_effort:  # thousands; they can be bound anew, or left out
+                fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
         return fds
 
     def next_forward_id(self) -> int:
@@ -366,5 +308,6 @@ def record_of(network: Network) -> str:
             "address6": network.tap.address6,
         },
         "next_forward_id": network.next_forward_id(),
+        "rules": network.rules.record(),
     }
     return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'

@@ -7,6 +7,7 @@ Addresses are literals here (``"10.0.2.100"``); inside the packet path they are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,35 @@ class ForwardStatus:
     origin: str  # "run" | "api" | "slirp4netns" | "pasta" | "auto" | "pesto"
     state: str  # "listening"
     connections: int  # open connections (TCP) or peers (UDP) now
+
+
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """Consecutive ports that are led to as many others. Its text is pasta's notation."""
+
+    protocol: str  # "tcp" | "udp"
+    first: int
+    last: int
+    to_first: int
+    address: str = ""  # to listen on; "" is every address of both families
+    interface: str = ""  # only what comes in by it (SO_BINDTODEVICE); "lo" for -T and -U
+    target: str = ""  # "" is the namespace, or for -T and -U the host
+    best_effort: bool = False  # ports that cannot be bound are left out, unless that is all of them
+    auto: bool = False  # only while the port it leads to is listened on
+
+    @property
+    def to_last(self) -> int:
+        """The port that ``last`` is led to."""
+        return self.to_first + self.last - self.first
+
+    def __str__(self) -> str:
+        device = f"%{self.interface}" if self.interface else ""
+        target = f"{self.target}:" if self.target else ""
+        flags = (" (best effort)" if self.best_effort else "") + (" (auto-scan)" if self.auto else "")
+        return (
+            f"{self.protocol.upper()} [{self.address or '*'}]{device}:{_span(self.first, self.last)}"
+            f"  =>  {target}{_span(self.to_first, self.to_last)} {flags}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +94,11 @@ class NetworkSpec:
     outbound_ip6: str = ""
     outbound_interface: str = ""  # the host's sockets go out by this interface (SO_BINDTODEVICE), in IPv4
     outbound_interface6: str = ""
+    zone: str = ""  # host_like: the host's interface that link-local IPv6 addresses are on
     host_like: bool = False
     host_loopback_ip: str = ""  # host_like: stands for the host's 127.0.0.1
     host_loopback_ip6: str = ""  # and ::1
+    more_dns_ips: tuple[str, ...] = ()  # host_like: further ones like dns_ip and dns_ip6
     host_ips: tuple[str, ...] = ()  # host_like: stand for the host's own address, which the guest has as well
     gateway_mac: str = ""  # our side's, "" makes one of the gateway's address
     addresses: tuple[str, ...] = ()  # to be configured, "192.0.2.2/24"; () is guest_ip and guest_ip6
@@ -77,7 +109,15 @@ class NetworkSpec:
     hostname: str = ""  # likewise (DHCP options 12 and 81)
     fqdn: str = ""
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
+    trace: bool = False  # every frame is told to ``Network.on_trace``
+    dialect: dict[str, Any] = field(default_factory=dict)  # what the dialect that made it keeps with it, as plain data
     host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
+
+
+def network_spec(content: dict[str, Any]) -> NetworkSpec:
+    """A spec from JSON, which knows lists only. TypeError for what it has no field for."""
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    return NetworkSpec(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +148,7 @@ class NetworkStatus:
     forwards: tuple[ForwardStatus, ...]
     flows: dict[str, int]  # {"tcp": n, "udp": n, "icmp": n}
     counters: dict[str, int] = field(default_factory=dict)  # every named counter, drops included
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -244,7 +244,11 @@ class Port(_Reply):
     protocol: str
     range: int
     container_ip: str
-    origin: str = Field(description="run: declared with the network; api: added later; slirp4netns: its api socket")
+    interface: str = Field(description="only what comes in by this interface of the host; empty is any")
+    origin: str = Field(
+        description="run: declared with the network; api: added later; slirp4netns: its api socket; "
+        "pasta: its command line; auto: somebody in the guest listens there; pesto: added by it"
+    )
     state: str
     connections: int = Field(description="open TCP connections or UDP peers")
 
@@ -260,6 +264,7 @@ class Port(_Reply):
             protocol=spec.protocol,
             range=spec.range,
             container_ip=spec.container_ip,
+            interface=spec.interface,
             origin=status.origin,
             state=status.state,
             connections=status.connections,
@@ -287,7 +292,17 @@ class Network(_Reply):
     dns_ip6: str
     router_ip6: str = Field(description="link-local; next hop of the guest's default route")
     outbound_ip6: str
+    outbound_interface: str = Field(description="the host's sockets are bound to it; empty is the kernel's choice")
+    outbound_interface6: str
     allow_host_loopback: bool
+    host_like: bool = Field(description="the guest has the host's own address, and all others are led to who has them")
+    host_loopback_ip: str = Field(description="of a host-like network: stands for the host's 127.0.0.1")
+    host_loopback_ip6: str
+    host_ips: list[str] = Field(description="of a host-like network: stand for the host's own address")
+    addresses: list[str] = Field(description="all that the guest was given, where they are more than two")
+    routes: list[str] = Field(description="all that the guest was given, where they are more than the default route")
+    dns_hosts: list[str] = Field(description="name servers instead of the host's")
+    without: list[str] = Field(description="protocols that are not served")
     lifeline: str = Field(description="exit_fd, shim, pidfd, path or explicit")
     lifeline_path: str
     netns_inode: int
@@ -320,7 +335,17 @@ class Network(_Reply):
             dns_ip6=spec.cidr6 and spec.dns_ip6,
             router_ip6=spec.cidr6 and spec.router_ip6,
             outbound_ip6=spec.cidr6 and spec.outbound_ip6,
+            outbound_interface=spec.outbound_interface,
+            outbound_interface6=spec.outbound_interface6,
             allow_host_loopback=spec.allow_host_loopback,
+            host_like=spec.host_like,
+            host_loopback_ip=spec.host_loopback_ip,
+            host_loopback_ip6=spec.host_loopback_ip6,
+            host_ips=list(spec.host_ips),
+            addresses=list(spec.addresses),
+            routes=list(spec.routes),
+            dns_hosts=list(spec.dns_hosts),
+            without=list(spec.without),
             lifeline=status.lifeline,
             lifeline_path=status.lifeline_path,
             netns_inode=status.netns_inode,

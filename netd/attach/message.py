@@ -53,7 +53,8 @@ class Answer(_Message):
     ok: bool
     errno: int = 0
     error: OsText = ""
-    pid: int = 0  # Detach: of the process that goes on
+    pid: int = 0  # Detach: of the process that goes on; Spawn: of the command
+    text: OsText = ""  # Realpath: the path; Spawn: what was not permitted, one line each
 
 
 class Step(_Message):
@@ -66,6 +67,35 @@ class Open(Step):
     """Open ``path`` for reading, in the shim's mount namespace and working directory, and send the descriptor."""
 
     op: Literal["open"] = "open"
+    path: OsText
+
+
+class Create(Step):
+    """Open ``path`` for writing as ``Open`` does for reading, made with ``mode`` less the umask where it is missing.
+
+    The descriptor is non-blocking, which a pipe feels: one without a reader is ENXIO, a full one EAGAIN.
+    """
+
+    op: Literal["create"] = "create"
+    path: OsText
+    mode: int = 0o600
+    append: bool = False
+    truncate: bool = True
+    read: bool = False  # for reading as well
+
+
+class Pidfd(Step):
+    """Open the process ``pid`` of the shim's pid namespace (pidfd_open(2)) and send the descriptor."""
+
+    op: Literal["pidfd"] = "pidfd"
+    pid: int
+
+
+class Realpath(Step):
+    """Tell, in ``text``, where ``path`` leads to in the shim's mount namespace: absolute, without links. It need not
+    exist. A link of /proc that leads to no path, as /proc/PID/ns/net, is left where it is."""
+
+    op: Literal["realpath"] = "realpath"
     path: OsText
 
 
@@ -125,6 +155,38 @@ class Release(Step):
 
     op: Literal["release"] = "release"
     status: Annotated[int, Field(ge=0, le=255)]
+
+
+class Spawn(Step):
+    """Make a process in new network, mount, UTS and IPC namespaces, in a new pid namespace with ``pidns``, and with
+    ``userns`` in a new user namespace, where the caller is 0.
+
+    It waits for ``Run``; until then ``Exit``, or the loss of the daemon, is its end as well. The shim's always is.
+
+    The answer has its pid, what was not permitted (``text``), and the network namespace's descriptor. Of what may fail
+    are /proc mounted anew, the host name, and ``net.ipv4.ping_group_range`` "0 0"; lo is left down. No new user
+    namespace permitted or, without one, no CAP_SYS_ADMIN is a refusal of the whole (EPERM).
+    """
+
+    op: Literal["spawn"] = "spawn"
+    argv: list[OsText]  # empty: $SHELL, or /bin/sh where that is not set, as a login shell
+    arg0: OsText = ""  # what the command sees as its argv[0], if it is not argv[0]
+    hostname: OsText = ""  # "" leaves it as it is
+    userns: bool = True
+    pidns: bool = True
+
+
+class Run(Step):
+    """After Spawn, when the network is ready: have the process become its command, found as by execvp(3). The answer
+    tells if it could be executed; if not, the process is gone.
+
+    From then on the shim waits without limit, as after ``Stay``, also for the command's end. It exits with the
+    command's status, or 128 and the signal that ended it, at the hang-up of the daemon's last descriptor of the
+    connection but a second later at most: what the command's network had is free again then. ``Exit`` or the end
+    of the connection is told to the caller, and the shim goes on waiting for the command.
+    """
+
+    op: Literal["run"] = "run"
 
 
 class Stay(Step):

@@ -8,7 +8,6 @@ import errno
 import functools
 import logging
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from netd.attach.conversation import Conversation, ShimGone
 from netd.attach.message import Exit, write
-from netd.dialects.registry import dialect, residents
+from netd.dialects.registry import dialect, farewell, residents
 from netd.errors import NetdError
 
 if TYPE_CHECKING:
@@ -136,29 +135,19 @@ class AttachServer:
 
 
 def _observe(event: str, network: Network) -> None:
-    """See a staying shim out: tell it that its network has ended, with status 0 if that was by the exit fd.
+    """See a staying shim out: tell it that its network has ended, in its dialect.
 
     By now the network is closed, but its descriptors are not. After a restart of the daemon it works the same.
     """
     if event != "detached" or network.lifeline.kind != "shim":
         return
-    if "exit_fd" in network.held and _hung_up(network.held["exit_fd"]):
-        last = Exit(status=0, stderr="exitfd event\ndo_slirp is exiting\n")
-    else:
-        last = Exit(status=1, stderr=f"netd: the network {network.name} was detached\n")
     connection = socket.socket(fileno=network.lifeline.fd)
     try:
         connection.setblocking(False)
         with contextlib.suppress(OSError):  # mostly it is the shim that ended first
-            connection.send(write(last))
+            connection.send(write(farewell(network)))
     finally:
         connection.detach()
-
-
-def _hung_up(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLHUP)
-    return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
 
 
 def _make_listener(path: Path) -> socket.socket:

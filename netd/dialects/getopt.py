@@ -20,9 +20,12 @@ class UsageError(Exception):
     """What getopt_long would print after the program's name, e.g. ``unrecognized option '--foo'``."""
 
 
-def getopt_long(argv: Sequence[str], options: Sequence[Option], positionals: list[str]) -> Iterator[tuple[str, str]]:
+def getopt_long(
+    argv: Sequence[str], options: Sequence[Option], positionals: list[str], *, stop_at_first: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield (key, argument) in order of appearance; what is no option goes to ``positionals``, wherever it stands.
 
+    ``stop_at_first`` is glibc's leading "+": the first word that is no option ends them, as ``--`` does.
     UsageError at the first mistake, after everything before it was yielded, so that a caller can act in order.
     """
     shorts = {option.short: option for option in options if option.short}
@@ -45,6 +48,8 @@ def getopt_long(argv: Sequence[str], options: Sequence[Option], positionals: lis
             yield from _bundle(word[1:], shorts, words)
         else:
             positionals.append(word)
+            if stop_at_first:
+                positionals.extend(words)
 
 
 def _long(name: str, word: str, options: Sequence[Option]) -> Option:

@@ -5,27 +5,30 @@ socket, its pidfd and the requests it owes an answer. A life ends when the pidfd
 deadline passed unanswered (then it is killed: its children give up before our deadline, so it hangs). The requests
 of an ended life are asked once more in the next.
 
-No descriptor is lost: whatever arrives is either handed to a caller who is still there, or closed. asyncio's streams
-drop SCM_RIGHTS, so the socket is read with recvmsg(2) from the loop's reader callback.
+No descriptor is lost: what arrives belongs to an ``_Answer``, out of which its caller, if there is still one, takes
+what it passes on; the rest is closed. asyncio's streams drop SCM_RIGHTS, so the socket is read with recvmsg(2) from the
+loop's reader callback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import errno
 import logging
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from netd.errors import AgentUnavailable, NamespaceUnavailable, NetdError, TapUnavailable
-from netd.netns.channel import PROTOCOL, receive, send
-from netd.netns.plan import OpenTap, TapPlan
+from netd.errors import AgentUnavailable, LimitReached, NamespaceUnavailable, NetdError, TapUnavailable
+from netd.netns import view
+from netd.netns.channel import FDS_MAX, PROTOCOL, receive, send
+from netd.netns.plan import HostView, OpenTap, SocketPlan, TapPlan
 
 DEADLINE = 5.0  # seconds for one request, a restart of the agent included
 START_SECONDS = 30.0  # an agent not ready by then never will be; on a cold disk the first imports take their time
@@ -37,6 +40,8 @@ PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _ERRORS: dict[str, type[NetdError]] = {e.code: e for e in (NamespaceUnavailable, TapUnavailable, AgentUnavailable)}
 
 
@@ -44,8 +49,25 @@ class _Ended(Exception):
     """This life of the agent is over; the request may be asked in the next."""
 
 
+class _Answer:
+    """What the agent answered, and the descriptors that came with it."""
+
+    def __init__(self, reply: dict[str, Any], fds: list[int]) -> None:
+        self.reply = reply
+        self.fds = fds  # those that nobody has taken yet
+
+    def take(self) -> int:
+        """The next descriptor, from now on the caller's; -1 where the kernel had no room for it in our table."""
+        return self.fds.pop(0) if self.fds else -1
+
+    def close(self) -> None:
+        """Closes what was not taken."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
 class Agent:
-    """Opens TAP devices in network namespaces through a process that may enter them. Belongs to one event loop."""
+    """Works in network namespaces, and reads the host's, through a process that may. Belongs to one event loop."""
 
     def __init__(self, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
@@ -83,19 +105,79 @@ class Agent:
         NamespaceUnavailable (gone, not one, not this user's), TapUnavailable (the device, its configuration),
         AgentUnavailable (no answer within the deadline, or the agent died twice).
         """
-        try:
-            held = os.dup(netns_fd)  # ours for the second try, whatever becomes of the caller's
-        except OSError as e:
-            raise NamespaceUnavailable(f"the namespace's descriptor is none: {e.strerror}") from e
+
+        def opened(answer: _Answer) -> OpenTap:
+            reply = answer.reply["tap"]
+            features = {key: reply[key] for key in ("mac", "vnet_hdr", "offload", "uso", "address6", "no_ipv6")}
+            left_out = [str(why) for why in reply["left_out"]]
+            if (fd := answer.take()) < 0:
+                raise TapUnavailable("no free file descriptor for the TAP", "raise LimitNOFILE")
+            if features["no_ipv6"]:
+                logger.warning("a namespace goes without IPv6: %s", features["no_ipv6"])
+            for why in left_out:
+                logger.warning("a namespace goes without a route: %s", why)
+            return OpenTap(fd=fd, **features)
+
+        return await self._ask("tap", {"plan": asdict(plan)}, opened, netns_fd)
+
+    async def open_sockets(self, netns_fd: int, plans: Sequence[SocketPlan]) -> list[int | str]:
+        """Makes sockets in the network namespace: for each plan a descriptor, or why there is none.
+
+        The descriptors are non-blocking, close-on-exec and the caller's; each keeps the namespace alive. The reasons
+        are the kernel's ("Address already in use"). For an instant after the answer the agent's child has copies: a
+        port closed at once may not be free at once. ``netns_fd`` as in ``open_tap``. Raises LimitReached for more
+        than FDS_MAX plans, NamespaceUnavailable, AgentUnavailable.
+        """
+        if len(plans) > FDS_MAX:
+            raise LimitReached(f"at most {FDS_MAX} sockets are opened at once, not {len(plans)}")
+
+        def opened(answer: _Answer) -> list[int | str]:
+            reasons = answer.reply["sockets"]
+            if len(reasons) != len(plans) or not all(reason is None or isinstance(reason, str) for reason in reasons):
+                raise ValueError(f"{len(reasons)} answers for {len(plans)} sockets")
+            results: list[int | str] = []
+            for reason in reasons:
+                fd = answer.take() if reason is None else -1
+                results.append(fd if fd >= 0 else reason or os.strerror(errno.EMFILE))
+            return results
+
+        fields = {"plans": [asdict(plan) for plan in plans]}
+        return await self._ask("sockets", fields, opened, netns_fd) if plans else []
+
+    async def host_view(self) -> HostView:
+        """The network of the namespace that the daemon is in, as it is now. Raises AgentUnavailable."""
+
+        def seen(answer: _Answer) -> HostView:
+            reply = answer.reply["view"]
+            if reply["cut_short"]:
+                logger.warning("the host has too many routes or addresses to look at all of them")
+            return view.parse(reply)
+
+        return await self._ask("view", {}, seen)
+
+    async def _ask(
+        self, op: str, fields: dict[str, Any], read: Callable[[_Answer], T], netns_fd: int | None = None
+    ) -> T:
+        """One request and what ``read`` makes of its answer.
+
+        ``read`` takes the descriptors that it passes on, after all that may fail. Raises what the agent answered,
+        NamespaceUnavailable for a ``netns_fd`` that is closed, AgentUnavailable.
+        """
+        held: list[int] = []
+        if netns_fd is not None:
+            try:
+                held.append(os.dup(netns_fd))  # ours for the second try, whatever becomes of the caller's
+            except OSError as e:
+                raise NamespaceUnavailable(f"the namespace's descriptor is none: {e.strerror}") from e
         life: _Life | None = None
         try:
             async with asyncio.timeout(self._deadline):
                 try:
                     life = await self._living()
-                    return await life.ask(held, plan)
+                    return await life.ask(op, fields, read, held)
                 except _Ended:
                     life = await self._living()
-                    return await life.ask(held, plan)
+                    return await life.ask(op, fields, read, held)
         except TimeoutError:
             if life is not None:
                 life.end("did not answer in time")
@@ -103,7 +185,8 @@ class Agent:
         except _Ended as e:
             raise AgentUnavailable(f"the namespace agent ended twice: {e}", "see the daemon's log") from e
         finally:
-            os.close(held)
+            for fd in held:
+                os.close(fd)
 
     async def _living(self) -> _Life:
         async with self._starting:
@@ -126,7 +209,7 @@ class _Life:
         self.ended = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._exited: asyncio.Future[None] = self._loop.create_future()
-        self._pending: dict[int, asyncio.Future[OpenTap]] = {}
+        self._pending: dict[int, asyncio.Future[_Answer]] = {}
         self._writable: asyncio.Future[None] | None = None
         self._last = 0
         self._overdue = self._loop.call_later(START_SECONDS, self.end, "did not start")
@@ -137,21 +220,25 @@ class _Life:
         """Waits until the agent can serve. Raises _Ended."""
         await asyncio.shield(self._ready)
 
-    async def ask(self, netns_fd: int, plan: TapPlan) -> OpenTap:
-        """One request and its answer. Raises _Ended and what the agent answered."""
+    async def ask(self, op: str, fields: dict[str, Any], read: Callable[[_Answer], T], fds: list[int]) -> T:
+        """One request and what ``read`` makes of its answer. Raises _Ended and what the agent answered."""
         self._last += 1
         request = self._last
-        answer: asyncio.Future[OpenTap] = self._loop.create_future()
-        self._pending[request] = answer
+        coming: asyncio.Future[_Answer] = self._loop.create_future()
+        self._pending[request] = coming
         try:
-            await self._send(json.dumps({"id": request, "plan": asdict(plan)}).encode(), netns_fd)
-            return await answer
-        except BaseException:  # cancelled, or timed out, perhaps in the very turn in which the answer came
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                os.close(answer.result().fd)
-            raise
+            await self._send({"id": request, "op": op, **fields}, fds)
+            answer = await coming
+            try:
+                return read(answer)
+            except (KeyError, TypeError, ValueError) as e:
+                self.end(f"speaks another language: {e!r}")
+                raise _Ended(f"speaks another language: {e!r}") from e
         finally:
             del self._pending[request]
+            # Cancelled, or timed out, perhaps in the very turn in which the answer came.
+            if coming.done() and not coming.cancelled() and coming.exception() is None:
+                coming.result().close()
 
     def end(self, why: str) -> None:
         """Kills the process; what it owes fails with _Ended."""
@@ -179,10 +266,10 @@ class _Life:
             self.end("is stopped")
         await asyncio.shield(self._exited)
 
-    async def _send(self, message: bytes, fd: int) -> None:
+    async def _send(self, message: dict[str, Any], fds: list[int]) -> None:
         while not self.ended:
             try:
-                send(self._channel, message, fd)
+                send(self._channel, message, fds)
                 return
             except BlockingIOError:  # the agent's queue is full
                 if self._writable is None or self._writable.done():
@@ -192,7 +279,7 @@ class _Life:
             except (BrokenPipeError, ConnectionResetError):
                 self.end("closed its socket")
             except OSError as e:  # ETOOMANYREFS, EBADF, …: of this request, not of the agent
-                raise AgentUnavailable(f"the namespace cannot be handed over: {e.strerror}") from e
+                raise AgentUnavailable(f"the request cannot be handed over: {e.strerror}") from e
         raise _Ended("is gone")
 
     def _wake(self, writable: asyncio.Future[None]) -> None:
@@ -203,45 +290,47 @@ class _Life:
     def _receive(self) -> None:
         for _ in range(BATCH):
             try:
-                data, fds = receive(self._channel)
+                message, fds = receive(self._channel)
             except BlockingIOError:
                 return
             except OSError as e:
                 return self.end(f"broke its socket: {e.strerror}")
-            try:
-                if not data:
-                    return self.end("closed its socket")
-                self._answer(json.loads(data), fds)
-            except (KeyError, TypeError, ValueError) as e:
+            except ValueError as e:
                 return self.end(f"speaks another language: {e!r}")
-            finally:
-                for unclaimed in fds:
-                    os.close(unclaimed)
+            if message is None:
+                return self.end("closed its socket")
+            answer = _Answer(message, fds)
+            try:
+                if not self._settle(answer):
+                    answer.close()
+            except (KeyError, TypeError, ValueError) as e:
+                answer.close()
+                return self.end(f"speaks another language: {e!r}")
 
-    def _answer(self, reply: dict[str, Any], fds: list[int]) -> None:
-        """Settles one request; takes the fd that it passes on out of ``fds``."""
+    def _settle(self, answer: _Answer) -> bool:
+        """Settles the request that this answers; True if it is up to the request's caller now."""
+        reply = answer.reply
         if "agent" in reply:
             if reply["agent"] != PROTOCOL:
                 raise ValueError(f"protocol {reply['agent']}, not {PROTOCOL}")
             self._overdue.cancel()
             if not self._ready.done():
                 self._ready.set_result(None)
-            return
-        answer = self._pending.get(reply["id"])
-        if answer is None or answer.done():
-            return  # its caller has gone
-        if "error" in reply:
-            answer.set_exception(_ERRORS[reply["error"]](reply["message"], reply["hint"]))
-            answer.exception()  # seen: its caller may be cancelled before it looks
-        elif not fds:  # MSG_CTRUNC: the kernel had no room for it in our table
-            answer.set_exception(TapUnavailable("no free file descriptor for the TAP", "raise LimitNOFILE"))
-            answer.exception()
-        else:
-            tap = OpenTap(fds[0], reply["mac"], reply["vnet_hdr"], reply["offload"], reply["uso"], reply["address6"])
-            if reply["no_ipv6"]:
-                logger.warning("a namespace goes without IPv6: %s", reply["no_ipv6"])
-            answer.set_result(tap)
-            del fds[0]
+            return False
+        coming = self._pending.get(reply["id"])
+        if coming is None or coming.done():
+            return False  # its caller has gone
+        error: NetdError | None = None
+        if "spilled" in reply:  # MSG_CTRUNC: the kernel had no room for it in our table
+            error = AgentUnavailable("no free file descriptor for the agent's answer", "raise LimitNOFILE")
+        elif "error" in reply:
+            error = _ERRORS[reply["error"]](reply["message"], reply["hint"])
+        if error is not None:
+            coming.set_exception(error)
+            coming.exception()  # seen: its caller may be cancelled before it looks
+            return False
+        coming.set_result(answer)
+        return True
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)

@@ -12,5 +12,6 @@ listeners     their sockets: bound in both families, given back
 resolver      the host's name servers: /etc/resolv.conf, failover
 errqueue      the kernel's word on a datagram's fate, as an ICMP error
 hops          TTL and TOS
+source        the addresses and interfaces that sockets outwards are bound to
 sockaddr      packed addresses and sockets' addresses
 """

@@ -17,7 +17,8 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from netd.relay.sockaddr import family_of, packed, sockaddr
+from netd.relay.sockaddr import family_of, packed
+from netd.relay.source import Source
 from netd.relay.udp_socket import BATCH, BATCH_BYTES, SOL_UDP, UDP_GRO, UdpSocket, buffer, buffers, view
 from netd.stack.flow import UdpFlow
 
@@ -41,10 +42,11 @@ class Datagrams(UdpSocket):
         table: UdpTable,
         guest: bytes,
         port: int,
-        source: str,
+        source: Source,
         on_close: Callable[[bytes], None],
     ) -> None:
         self._guest, self._port = guest, port
+        self._source = source
         self._on_close = on_close
         self._adopted = 0
         self._busy = False
@@ -55,7 +57,9 @@ class Datagrams(UdpSocket):
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            sock.bind((source, 0))
+            source.bind(sock, later=False)
+            if not sock.getsockname()[1]:
+                sock.bind(("", 0))  # one port for all peers
             super().__init__(loop, clock, flush, table, sock)
         except BaseException:
             sock.close()
@@ -64,7 +68,7 @@ class Datagrams(UdpSocket):
     def adopt(self, flow: UdpFlow) -> None:
         """Serve one flow more."""
         self._adopted += 1
-        peer = sockaddr(flow.target, flow.target_port)
+        peer = self._source.sockaddr(flow.target, flow.target_port)
         flow.address = (peer, ())
         self._flows[peer] = flow
 

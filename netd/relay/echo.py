@@ -9,7 +9,8 @@ from asyncio import AbstractEventLoop
 
 from netd.relay import hops as hops_
 from netd.relay.errqueue import local_error, read_error, watch
-from netd.relay.sockaddr import family_of, sockaddr
+from netd.relay.sockaddr import family_of
+from netd.relay.source import Source
 from netd.stack.flow import EchoFlow
 from netd.stack.ports import Buffer
 from netd.wire import icmpv4, icmpv6
@@ -22,7 +23,7 @@ _ECHO = struct.Struct("!BBHHH")  # type code checksum id sequence; the kernel fi
 class Echo:
     """One guest's pings to one address (``stack.ports.HostEcho``). OSError on creation: PermissionError most of all."""
 
-    def __init__(self, loop: AbstractEventLoop, flow: EchoFlow, source: str) -> None:
+    def __init__(self, loop: AbstractEventLoop, flow: EchoFlow, source: Source) -> None:
         self._loop = loop
         self._flow = flow
         self._hops = hops_.UNSET
@@ -34,9 +35,8 @@ class Echo:
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         try:
             watch(sock)
-            if source:
-                sock.bind((source, 0))
-            sock.connect(sockaddr(flow.remote, 0))
+            source.bind(sock, later=False)
+            sock.connect(source.sockaddr(flow.remote, 0))
             loop.add_reader(sock.fileno(), self._on_readable)
         except BaseException:
             sock.close()

@@ -1,7 +1,6 @@
 """Published ports: host listeners that open flows towards the guest, added and removed at any time.
 
-The guest sees the client's own address and port. A client on the host's loopback, with an address of the guest's own
-link, or of a family that the guest has not, appears as the gateway: nothing else could be answered.
+The guest sees the client's own address and port, where it could answer them (``Addressing.seen_as``).
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ import errno
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import is_loopback, packed
+from netd.relay.sockaddr import packed
 from netd.relay.stream import Stream, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
 MAX_PORTS = 4096  # published ports per network; each is one listening socket or, for all addresses, two
+MAX_BEST_EFFORT = 65535  # and further ones of forwards that do without the ports they cannot get
 ACCEPTS = 32  # connections taken per wake-up
 
 
@@ -67,6 +68,8 @@ class Forwards:
         self._tcp = tcp
         self._udp = udp
         self._addressing = addressing
+        # Where the guest is that was planned to have an address: one that configures itself may have another.
+        self.address_of: Callable[[bytes], bytes] = lambda planned: planned
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
@@ -80,15 +83,16 @@ class Forwards:
         check(spec)
         if ":" in spec.container_ip and not self._addressing.gateway6:
             raise InvalidSpec(f"container_ip {spec.container_ip!r}: this network has no IPv6")
-        if self.port_count() + spec.range > MAX_PORTS:
-            raise LimitReached(f"a network publishes at most {MAX_PORTS} ports")
+        alike = sum(f.spec.range for f in self._forwards.values() if f.spec.best_effort == spec.best_effort)
+        limit = MAX_BEST_EFFORT if spec.best_effort else MAX_PORTS
+        if alike + spec.range > limit:
+            raise LimitReached(f"a network publishes at most {limit} ports")
         try:
             ports = listen(spec, {} if kept is None else kept)
         except OSError as e:  # out of descriptors
             raise LimitReached(f"cannot publish: {e.strerror}") from None
         if spec.host_port == 0:
-            port = ports[0][0].getsockname()[1]
-            spec = ForwardSpec(spec.protocol, port, spec.container_port, spec.host_ip, spec.range, spec.container_ip)
+            spec = replace(spec, host_port=ports[0][0].getsockname()[1])
         forward = Forward(id_ or self.next_id, spec, origin, [sock for sockets in ports for sock in sockets])
         self.next_id = max(self.next_id, forward.id) + 1
         self._forwards[forward.id] = forward
@@ -103,24 +107,19 @@ class Forwards:
 
     def _open(self, forward: Forward, sock: socket.socket, port: int) -> None:
         spec = forward.spec
-        guest = packed(spec.container_ip) if spec.container_ip else self._guest(sock.family)
+        guest = partial(self._guest, sock.family, packed(spec.container_ip) if spec.container_ip else b"")
         if spec.protocol == "tcp":
             prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
             forward.udp.append(UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port))
 
-    def _guest(self, family: int) -> bytes:
-        """The guest's address for clients of that family, or the one it has."""
+    def _guest(self, family: int, address: bytes = b"") -> bytes:
+        """``address``, or the guest's address for clients of that family, or the one it has."""
+        if address:
+            return address
         guest, guest6 = self._addressing.guest, self._addressing.guest6
-        return guest6 or guest if family == socket.AF_INET6 else guest or guest6
-
-    def _client_seen(self, ip: bytes, guest: bytes) -> bytes:
-        """How ``guest`` sees the client ``ip``."""
-        addressing = self._addressing
-        if len(ip) != len(guest) or is_loopback(ip) or addressing.on_link(ip):
-            return addressing.gateway_of(len(guest))
-        return ip
+        return self.address_of(guest6 or guest if family == socket.AF_INET6 else guest or guest6)
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
@@ -162,8 +161,9 @@ class Forwards:
         """(number, sockets) of each, for the service manager's store."""
         return [(forward.id, forward.sockets) for forward in self._forwards.values()]
 
-    def _on_accept(self, forward: Forward, listener: socket.socket, guest: bytes, port: int) -> None:
+    def _on_accept(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
         now = self._clock()
+        guest = guest_of()
         for _ in range(ACCEPTS):
             try:
                 sock, client = listener.accept()
@@ -171,10 +171,10 @@ class Forwards:
                 break
             except OSError as e:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(forward, listener, guest, port)
+                    self._pause(forward, listener, guest_of, port)
                 break  # else the client has gone already
             sock.setblocking(False)
-            src = self._client_seen(packed(client[0]), guest)
+            src = self._addressing.seen_as(packed(client[0]), len(guest))
             stream = self._host.new_stream(sock)
             connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
             if connection is None:
@@ -189,20 +189,20 @@ class Forwards:
 
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
-        guest, gateway = self._addressing.guest, self._addressing.gateway
+        guest, gateway = self.address_of(self._addressing.guest), self._addressing.gateway
         connection = self._tcp.open_to_guest(gateway, sport, guest, port, stream, now)
         if connection is None:
             return False
         stream.connection = connection
         return True
 
-    def _pause(self, forward: Forward, listener: socket.socket, guest: bytes, port: int) -> None:
+    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
         """Out of descriptors: the backlog waits, instead of a loop that accepts nothing."""
         self._loop.remove_reader(listener.fileno())
 
         def again() -> None:
             if self._forwards.get(forward.id) is forward:
-                self._loop.add_reader(listener.fileno(), self._on_accept, forward, listener, guest, port)
+                self._loop.add_reader(listener.fileno(), self._on_accept, forward, listener, guest_of, port)
 
         self._loop.call_later(0.1, again)
 

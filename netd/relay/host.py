@@ -7,7 +7,7 @@ import logging
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
@@ -15,11 +15,11 @@ from netd.relay.errqueue import REASONS
 from netd.relay.outbox import outbox
 from netd.relay.poller import Poller
 from netd.relay.resolver import Resolver
-from netd.relay.sockaddr import resolve, sockaddr
+from netd.relay.sockaddr import resolve
+from netd.relay.source import ANYWHERE, Source
 from netd.relay.stream import Address, Pace, Stream
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
-from netd.wire import dns
 
 if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. ``flush`` is called after every event of a host socket; ``source`` and ``source6`` are the
-    addresses that sockets are bound to, "" leaves the choice to the kernel."""
+    """One network's way out. ``flush`` is called after every event of a host socket."""
 
     udp: UdpTable
     resolver: Resolver
@@ -40,13 +39,12 @@ class HostNetwork:
         loop: AbstractEventLoop,
         clock: Callable[[], float],
         flush: Callable[[], None],
-        source: str,
-        source6: str = "",
+        source: Source = ANYWHERE,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._flush = flush
-        self._source, self._source6 = source, source6
+        self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
         self._poller = Poller(loop)
@@ -56,9 +54,6 @@ class HostNetwork:
         if outbox.flow is not None:
             outbox.flush()
 
-    def _source_for(self, ip: bytes) -> str:
-        return self._source if len(ip) == 4 else self._source6
-
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
         return Stream(self._loop, self._clock, self._flush, self.pace, self._poller, sock)
@@ -67,18 +62,18 @@ class HostNetwork:
         """To ``ip``:``port``."""
         stream = self.new_stream(None)
         stream.connection = connection
-        stream.connect([sockaddr(ip, port)[:2]], (self._source, self._source6))
+        stream.connect([self._source.sockaddr(ip, port)], self._source)
         return stream
 
-    def connect_resolver(self, connection: GuestStream) -> Stream:
-        """To a name server; a dead one is followed by the next."""
+    def connect_resolver(self, connection: GuestStream, port: int) -> Stream:
+        """To ``port`` of a name server; a dead one is followed by the next."""
         stream = self.new_stream(None)
         stream.connection = connection
-        addresses = []
+        addresses: list[Address] = []
         for server in self.resolver.servers():
             with contextlib.suppress(OSError):  # a zone that is gone
-                addresses.append(resolve(server, dns.PORT))
-        stream.connect(cast("list[Address]", addresses), (self._source, self._source6))
+                addresses.append(resolve(server, port))
+        stream.connect(addresses, self._source)
         return stream
 
     def open_datagrams(self, flow: UdpFlow) -> Datagrams | None:
@@ -94,7 +89,7 @@ class HostNetwork:
                     self.udp,
                     flow.guest,
                     flow.guest_port,
-                    self._source_for(flow.guest),
+                    self._source,
                     self._forget_endpoint,
                 )
             except OSError as e:
@@ -116,7 +111,7 @@ class HostNetwork:
     def open_echo(self, flow: EchoFlow) -> Echo | int:
         """A ping socket, or why not."""
         try:
-            return Echo(self._loop, flow, self._source_for(flow.remote))
+            return Echo(self._loop, flow, self._source)
         except PermissionError:
             if not self._told_ping:
                 self._told_ping = True

@@ -6,11 +6,12 @@ import errno
 import socket
 import time
 
-from netd.errors import AddressUnavailable, InvalidSpec, PortInUse, PortPrivileged
+from netd.errors import AddressUnavailable, InvalidSpec, NetdError, PortInUse, PortPrivileged
 from netd.relay.sockaddr import Sockaddr, is_literal, resolve
 from netd.specs import ForwardSpec
 
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 _ATTEMPTS = 32  # to find a port that is free in both families, where the kernel chooses
 
 Kept = dict[tuple[int, int], socket.socket]  # by family and port
@@ -31,14 +32,24 @@ def check(spec: ForwardSpec) -> None:
 
 
 def listen(spec: ForwardSpec, kept: Kept) -> list[list[socket.socket]]:
-    """Bind every port of ``spec`` on the host, except what ``kept`` has: all or none. The sockets of each port.
+    """Bind every port of ``spec`` on the host, except what ``kept`` has: all or none, or with ``best_effort`` as many
+    as there are, one at least. The sockets of each port, which may be none then.
 
     PortInUse, PortPrivileged, AddressUnavailable, OSError for want of descriptors.
     """
     ports: list[list[socket.socket]] = []
+    error: Exception | None = None
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
-            ports.append(_listen_port(spec, port, kept))
+            try:
+                ports.append(_listen_port(spec, port, kept))
+            except (NetdError, OSError) as e:
+                if not spec.best_effort:
+                    raise
+                error = error or e
+                ports.append([])
+        if error is not None and not any(ports):
+            raise error
     except BaseException:
         for sockets in ports:
             _close(sockets)
@@ -55,14 +66,14 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
     """One port: a socket of the address's family, or for all addresses one of each."""
     if spec.host_ip:
         family = socket.AF_INET6 if ":" in spec.host_ip else socket.AF_INET
-        return [kept.pop((family, port), None) or _listen_one(spec.protocol, spec.host_ip, port)]
+        return [kept.pop((family, port), None) or _listen_one(spec, spec.host_ip, port)]
     attempt = 0
     while True:
         restored = kept.pop((socket.AF_INET, port), None)
-        sock = restored or _listen_one(spec.protocol, "0.0.0.0", port)
+        sock = restored or _listen_one(spec, "0.0.0.0", port)
         try:
             chosen = sock.getsockname()[1]
-            sock6 = kept.pop((socket.AF_INET6, port), None) or _listen_one(spec.protocol, "::", chosen)
+            sock6 = kept.pop((socket.AF_INET6, port), None) or _listen_one(spec, "::", chosen)
         except AddressUnavailable:
             return [sock]  # this host has no IPv6
         except PortInUse:
@@ -79,7 +90,8 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
             return [sock, sock6]
 
 
-def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
+def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
+    protocol = spec.protocol
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     where = f"[{ip}]:{port}/{protocol}" if ":" in ip else f"{ip}:{port}/{protocol}"
@@ -89,6 +101,12 @@ def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
         address = resolve(ip, port)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if spec.freebind:
+            level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
+            sock.setsockopt(level, _IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND, 1)
+        if spec.interface:
+            name = spec.interface.encode("utf-8", "surrogateescape")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
         if protocol == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
@@ -100,19 +118,29 @@ def _listen_one(protocol: str, ip: str, port: int) -> socket.socket:
             sock.close()
         if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             raise
-        if e.errno == errno.EADDRINUSE:
-            raise PortInUse(f"cannot publish {where}: Address already in use") from None
-        if e.errno in (errno.EACCES, errno.EPERM):
-            raise PortPrivileged(
-                f"cannot publish {where}: Permission denied (port below net.ipv4.ip_unprivileged_port_start)",
-                f"as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port}, or take a higher port",
-            ) from None
-        if e.errno == errno.EAFNOSUPPORT:
-            raise AddressUnavailable(f"cannot publish {where}: this host has no IPv6") from None
-        if sock is None or "%" in ip or e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-            raise AddressUnavailable(f"cannot publish {where}: {ip} is not an address of this host") from None
-        raise InvalidSpec(f"cannot publish {where}: {e.strerror}") from None
+        elsewhere = sock is None or "%" in ip or e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+        raise _refusal(e, f"cannot publish {where}", spec.interface or ip, port, elsewhere) from None
     return sock
+
+
+def _refusal(e: OSError, what: str, wanted: str, port: int, elsewhere: bool) -> NetdError:
+    """Why not, in the owner's words. ``elsewhere``: ``wanted`` is not of this host."""
+    reason = e.strerror or str(e)
+    if e.errno == errno.EADDRINUSE:
+        return PortInUse(f"{what}: {reason}", port=port)
+    if e.errno in (errno.EACCES, errno.EPERM):
+        return PortPrivileged(
+            f"{what}: {reason} (port below net.ipv4.ip_unprivileged_port_start)",
+            f"as root: sysctl -w net.ipv4.ip_unprivileged_port_start={port}, or take a higher port",
+            port,
+            reason,
+        )
+    if e.errno == errno.EAFNOSUPPORT:
+        return AddressUnavailable(f"{what}: this host has no IPv6", "", port, reason)
+    if elsewhere:
+        kind = "address" if is_literal(wanted) else "interface"
+        return AddressUnavailable(f"{what}: {wanted} is not an {kind} of this host", "", port, reason)
+    return InvalidSpec(f"{what}: {reason}")
 
 
 # UDP addresses given up a moment ago, in order of time. The service manager holds a duplicate of each socket until it

@@ -24,36 +24,39 @@ class Owner(Protocol):
 
 
 class Poller:
-    """Made with the network, so that a connection needs no descriptor but its own. OSError where there is none."""
+    """Of one network. The descriptor is opened with its first connection."""
 
-    __slots__ = ("_epoll", "_gone", "_heard", "_loop", "_owners")
+    __slots__ = ("_epoll", "_gone", "_loop", "_owners")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
         self._gone: set[int] = set()  # in this round; their numbers may be others' by now
-        self._heard = False  # the loop knows it: from the first connection on
 
     def begin(self, fd: int, events: int, owner: Owner) -> None:
-        """Wait for READ, WRITE or both."""
-        if not self._heard:
-            self._heard = True
-            self._loop.add_reader(self._epoll.fileno(), self._on_events)
-        self._epoll.register(fd, events)
+        """Wait for READ, WRITE or both. OSError: out of descriptors, memory, or the user's watches (epoll_ctl(2))."""
+        epoll = self._epoll
+        if epoll is None:
+            epoll = self._epoll = select.epoll()
+            self._loop.add_reader(epoll.fileno(), self._on_events)
+        epoll.register(fd, events)
         self._owners[fd] = owner
 
     def change(self, fd: int, events: int) -> None:
         """Wait for something else."""
+        assert self._epoll is not None
         self._epoll.modify(fd, events)
 
     def end(self, fd: int) -> None:
         """Wait no longer; before ``fd`` is closed."""
+        assert self._epoll is not None
         self._epoll.unregister(fd)
         del self._owners[fd]
         self._gone.add(fd)
 
     def _on_events(self) -> None:
+        assert self._epoll is not None
         gone = self._gone
         gone.clear()
         owners = self._owners
@@ -63,9 +66,10 @@ class Poller:
 
     def close(self) -> None:
         """The network ends; all its connections have."""
-        if self._heard:
+        if self._epoll is not None:
             self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+            self._epoll.close()
+            self._epoll = None
 
     def __len__(self) -> int:
         return len(self._owners)

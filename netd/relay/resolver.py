@@ -13,10 +13,11 @@ import secrets
 import socket
 import stat
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from netd.relay.sockaddr import resolve
+from netd.relay.source import ANYWHERE, Source
 from netd.wire import dns
 
 RESOLV_CONF_SECONDS = 1.0  # how often the file is looked at, at most
@@ -94,6 +95,17 @@ class NameServers:
         return self._search
 
 
+class Fixed:
+    """Name servers that were named."""
+
+    def __init__(self, servers: Sequence[str]) -> None:
+        self._servers = list(servers)
+
+    def current(self) -> list[str]:
+        """All of them."""
+        return self._servers
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -110,13 +122,13 @@ class Query:
         loop: AbstractEventLoop,
         transaction: Transaction,
         seconds: float,
-        sources: tuple[str, str],
+        source: Source,
         done: Callable[[Query, bool], None],
     ) -> None:
         self._loop = loop
         self.transaction = transaction
         self._seconds = seconds
-        self._sources = sources
+        self._source = source
         self._done = done
         self._sock: socket.socket | None = None
         self._timer: TimerHandle | None = None
@@ -129,8 +141,7 @@ class Query:
             return
         while True:
             address = transaction.servers[transaction.server]
-            six = ":" in address
-            family = socket.AF_INET6 if six else socket.AF_INET
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
             try:
                 sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             except OSError as e:
@@ -139,8 +150,7 @@ class Query:
                 self._finish(False)
                 return
             try:
-                if self._sources[six] and not address.startswith("127.") and address != "::1":
-                    sock.bind((self._sources[six], 0))
+                self._source.bind(sock, address)
                 sock.connect(resolve(address, dns.PORT))
                 sock.send(transaction.message())
             except OSError:
@@ -194,6 +204,13 @@ class Query:
             sock.close()
 
 
+class Servers(Protocol):
+    """Where the addresses of name servers come from."""
+
+    def current(self) -> list[str]:
+        """In the order in which they are asked."""
+
+
 class DnsCounters(Protocol):
     """The names this room counts under."""
 
@@ -209,16 +226,15 @@ class Resolver:
         self,
         loop: AbstractEventLoop,
         forwarding: Forwarding,
-        name_servers: NameServers,
+        name_servers: Servers,
         counters: DnsCounters,
-        source: str,
-        source6: str = "",
+        source: Source = ANYWHERE,
     ) -> None:
         self._loop = loop
         self._forwarding = forwarding
         self._name_servers = name_servers
         self._counters = counters
-        self._sources = (source, source6)
+        self._source = source
         self._queries: set[Query] = set()
 
     def servers(self) -> list[str]:
@@ -233,7 +249,7 @@ class Resolver:
             return
         counters.dns_queries += 1
         transaction = forwarding.Transaction(message, secrets.randbits(16), list(self.servers()), reply)
-        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._sources, self._on_done)
+        query = Query(self._loop, transaction, forwarding.TRY_SECONDS, self._source, self._on_done)
         self._queries.add(query)
         query.ask()
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from netd.relay.poller import READ, WRITE, Poller
+from netd.relay.sockaddr import Sockaddr
+from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 KEEPALIVE_SECONDS = 7200
@@ -34,21 +36,15 @@ _REFUSALS = {
     errno.EPERM: ADMIN_PROHIBITED,
 }
 
-Address = tuple[str, int]
-Sources = tuple[str, str]  # the address outgoing sockets are bound to, IPv4's and IPv6's; "" leaves it to the kernel
-
-IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: leave the port to connect
+Address = Sockaddr
 
 
-def open_stream_socket(address: Address, sources: Sources) -> socket.socket:
-    """A non-blocking TCP socket for ``address``, bound to the source of its family where given. OSError."""
+def open_stream_socket(address: Address, source: Source) -> socket.socket:
+    """A non-blocking TCP socket for ``address``, bound to ``source``. OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        source = sources[family == socket.AF_INET6]
-        if source:
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((source, 0))
+        source.bind(sock, address[0])
     except OSError:
         sock.close()
         raise
@@ -74,7 +70,7 @@ class Stream:
     __slots__ = (
         "_clock",
         "_closed",
-        "_connecting",  # the addresses left, and the sources, while the kernel connects
+        "_connecting",  # the addresses left, and the source, while the kernel connects
         "_flush",
         "_loop",
         "_pace",
@@ -106,20 +102,20 @@ class Stream:
         self._poller = poller
         self._waits = 0
         self._closed = False
-        self._connecting: tuple[list[Address], Sources] | None = None
+        self._connecting: tuple[list[Address], Source] | None = None
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
         self.on_refused: Callable[[Stream, float], bool] | None = None  # begins another connection, or says no
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
-    def connect(self, addresses: list[Address], sources: Sources) -> None:
+    def connect(self, addresses: list[Address], source: Source) -> None:
         """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within.
 
         The first try is made at once, so that it counts to the turn of the guest that asked: a flood of SYNs costs 50
         us each, and another network is not to wait for a batch of them.
         """
-        error = self._try(addresses, sources, errno.ENETUNREACH)
+        error = self._try(addresses, source, errno.ENETUNREACH)
         if error != errno.EINPROGRESS:
             self._loop.call_soon(self._tell, error)
 
@@ -133,13 +129,13 @@ class Stream:
             self.connection.host_connected(self._clock())
         self._flush()
 
-    def _try(self, addresses: list[Address], sources: Sources, error: int) -> int:
+    def _try(self, addresses: list[Address], source: Source, error: int) -> int:
         """0: connected. EINPROGRESS: the loop will say. Any other: why the last of them failed, ``error`` where there
         was none."""
         while addresses:
             address, addresses = addresses[0], addresses[1:]
             try:
-                sock = open_stream_socket(address, sources)
+                sock = open_stream_socket(address, source)
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
@@ -152,15 +148,15 @@ class Stream:
                 return 0
             if error in _PROGRESS:
                 self.sock = sock
-                self._connecting = addresses, sources
+                self._connecting = addresses, source
                 self._wait(sock, WRITE)
                 if addresses:
-                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, sources)
+                    self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, source)
                 return errno.EINPROGRESS
             sock.close()
         return error
 
-    def _on_connect(self, sock: socket.socket, addresses: list[Address], sources: Sources) -> None:
+    def _on_connect(self, sock: socket.socket, addresses: list[Address], source: Source) -> None:
         self._stop_trying()
         self._connecting = None
         self._wait(sock, 0)
@@ -168,18 +164,18 @@ class Stream:
         if error:
             sock.close()
             self.sock = None
-            error = self._try(addresses, sources, error)
+            error = self._try(addresses, source, error)
         if error != errno.EINPROGRESS:
             self._tell(error)
 
-    def _give_up(self, addresses: list[Address], sources: Sources) -> None:
+    def _give_up(self, addresses: list[Address], source: Source) -> None:
         """Silence: on to the next address."""
         self._trying = None
         sock, self.sock = self.sock, None
         if sock is not None:
             self._wait(sock, 0)
             sock.close()
-            error = self._try(addresses, sources, errno.ETIMEDOUT)
+            error = self._try(addresses, source, errno.ETIMEDOUT)
             if error != errno.EINPROGRESS:
                 self._tell(error)
 
@@ -284,11 +280,21 @@ class Stream:
             return
         self._waits = events
         if not before:
-            self._poller.begin(sock.fileno(), events, self)
+            try:
+                self._poller.begin(sock.fileno(), events, self)
+            except OSError:
+                self._waits = 0
+                self._loop.call_soon(self._fail)
         elif events:
             self._poller.change(sock.fileno(), events)
         else:
             self._poller.end(sock.fileno())
+
+    def _fail(self) -> None:
+        """It cannot be waited for."""
+        if not self._closed:
+            self.connection.host_reset(self._clock())
+            self._flush()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,10 @@ _SPACE = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(_INT.size)
 
 
 class UdpListener(UdpSocket):
-    """Owns ``sock``. Clients' flows live in the table, this is their host side (``stack.ports.HostDatagrams``)."""
+    """Owns ``sock``; ``guest`` says where a new client is led.
+
+    Clients' flows live in the table, this is their host side (``stack.ports.HostDatagrams``).
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class UdpListener(UdpSocket):
         flush: Callable[[], None],
         table: UdpTable,
         sock: socket.socket,
-        guest: bytes,
+        guest: Callable[[], bytes],
         port: int,
     ) -> None:
         self._guest, self._port = guest, port
@@ -78,7 +81,7 @@ class UdpListener(UdpSocket):
             flow = self._flows.get(client)
             if flow is None:
                 ip = packed(client[0])
-                flow = self._table.from_forward(self._guest, self._port, ip, client[1], self, now)
+                flow = self._table.from_forward(self._guest(), self._port, ip, client[1], self, now)
                 self._flows[client] = flow
                 flow.address = (client, self._source)
             elif flow.address[1] is not self._source:

@@ -37,6 +37,7 @@ class Config:
     mtu: int = 0
     lease_seconds: int = 86400
     hostname: str = ""
+    fqdn: str = ""
     domain: str = ""
     search: tuple[str, ...] = ()
 
@@ -208,9 +209,16 @@ def _parameters(config: Config) -> dict[int, bytes]:
         dhcpv4.INTERFACE_MTU: config.mtu.to_bytes(2, "big") if config.mtu else b"",
         dhcpv4.HOST_NAME: _text(config.hostname),
         dhcpv4.DOMAIN_NAME: _text(config.domain),
+        dhcpv4.CLIENT_FQDN: _fqdn(config.fqdn),
         dhcpv4.DOMAIN_SEARCH: dhcpv4.domain_list(config.search),
     }
     return {code: value for code, value in parameters.items() if value}
+
+
+def _fqdn(name: str) -> bytes:
+    """RFC 4702 §2: the name in DNS form (the E bit), no update of ours (the N bit), two result codes of no meaning."""
+    encoded = dhcpv4.domain_list((name,)) if name else b""
+    return b"\x0c\xff\xff" + encoded if encoded else b""
 
 
 def _text(text: str) -> bytes:

@@ -30,6 +30,7 @@ class Config:
     prefix_length: int = 64
     dns: tuple[bytes, ...] = ()
     search: tuple[str, ...] = ()
+    fqdn: str = ""
     preferred_seconds: int = 86400
     valid_seconds: int = 86400
     preference: int = 255  # there is no other server to wait for (RFC 8415 §18.2.1)
@@ -45,6 +46,8 @@ class Server:
         self._parameters = {
             dhcpv6.DNS_SERVERS: b"".join(config.dns),
             dhcpv6.DOMAIN_LIST: domain_list(config.search),
+            # RFC 4704 §4.1: the name, and that we update no DNS (the N bit)
+            dhcpv6.CLIENT_FQDN: b"\x04" + domain_list((config.fqdn,)) if config.fqdn else b"",
         }
 
     def answer(self, message: bytes | memoryview, now: float) -> bytes | None:

@@ -12,10 +12,15 @@ LOOPBACK = b"\x7f\x00\x00\x01"
 
 @dataclass(frozen=True, slots=True)
 class Addressing:
-    """Addresses and MACs of one network; ``dns`` and ``dns6`` are empty where there is none, and all of IPv6 may be."""
+    """Addresses and MACs of one network; an address is empty where there is none, and so is all of a family that the
+    network has not.
+
+    A private link has nobody on it but the guest and us. A ``host_like`` one looks as the host's own link does: the
+    guest has the host's address, everybody else is out there, and we answer for all of them.
+    """
 
     guest: bytes
-    gateway: bytes
+    gateway: bytes  # of a private link: stands for the host
     dns: bytes
     network: int  # the subnet's address as a number
     mask: int
@@ -28,14 +33,24 @@ class Addressing:
     router6: bytes = b""  # our link-local address, which advertises the prefix
     network6: int = 0
     mask6: int = 0
+    loopback: bytes = b""  # stands for the host's 127.0.0.1
+    loopback6: bytes = b""  # and ::1
+    host_like: bool = False
+    more_dns: tuple[bytes, ...] = ()  # further addresses like dns and dns6
+    mapped: tuple[bytes, ...] = ()  # stand for the host's own address, which a host-like guest has as well
+    own: frozenset[bytes] = frozenset()  # all that the guest is to have
+    rdnss: bytes = b""  # the name server that our router advertisements tell of; dns6 where b"" and advertise_dns
+    advertise_dns: bool = True
 
     @property
     def broadcast(self) -> bytes:
         """The subnet's directed broadcast address (RFC 919 §7)."""
         return (self.network | ~self.mask & 0xFFFFFFFF).to_bytes(4, "big")
 
-    def on_link(self, ip: bytes) -> bool:
-        """True if ``ip`` is in the guest's own subnet, or link-local in IPv6."""
+    def private(self, ip: bytes) -> bool:
+        """True if ``ip`` is of a link where nobody but the guest and us is: its subnet, or link-local in IPv6."""
+        if self.host_like:
+            return False
         if len(ip) == 4:
             return int.from_bytes(ip, "big") & self.mask == self.network
         if not self.gateway6:
@@ -43,16 +58,39 @@ class Addressing:
         return int.from_bytes(ip, "big") & self.mask6 == self.network6 or is_link_local(ip)
 
     def ours(self, ip: bytes) -> bool:
-        """True for an address that this side of the link has."""
-        return bool(ip) and ip in (self.gateway, self.dns, self.gateway6, self.dns6, self.router6)
+        """True for an address that this side of the link has itself."""
+        if not ip:
+            return False
+        if self.host_like:
+            named = (self.loopback, self.loopback6, self.dns, self.dns6, self.router6)
+            return ip in named or ip in self.mapped or ip in self.more_dns
+        return ip in (self.gateway, self.dns, self.gateway6, self.dns6, self.router6)
+
+    def answers_for(self, ip: bytes) -> bool:
+        """True if we tell our MAC to who asks for ``ip``'s."""
+        return self.ours(ip) or (self.host_like and ip not in self.own and not (is_group(ip) or is_nowhere(ip)))
 
     def may_be_guest(self, ip: bytes) -> bool:
         """Whether the guest may have that address: of the link, none of ours, and no broadcast address."""
-        return self.on_link(ip) and not self.ours(ip) and (ip != self.broadcast or ip == self.guest)
+        if self.host_like:
+            return is_remote(ip) and not self.ours(ip) and ip not in (self.gateway, self.gateway6)
+        return self.private(ip) and not self.ours(ip) and (ip != self.broadcast or ip == self.guest)
 
     def gateway_of(self, family: int) -> bytes:
         """The gateway for addresses of that length; b"" where there is none."""
         return self.gateway if family == 4 else self.gateway6
+
+    def seen_as(self, ip: bytes, family: int) -> bytes:
+        """How a guest's socket of that family (4 or 16 bytes) sees the peer ``ip`` of the host's.
+
+        As itself, but for what could not be answered: the host's loopback, an address that the guest has, too, or one
+        of the other family.
+        """
+        if len(ip) != family or is_loopback(ip):
+            return (self.loopback if family == 4 else self.loopback6) or self.gateway_of(family)
+        if ip in self.own or self.private(ip):
+            return next((other for other in self.mapped if len(other) == family), self.gateway_of(family))
+        return ip
 
     def mac_of(self, ip: bytes) -> bytes:
         """The MAC that frames from ``ip`` come from."""
@@ -66,7 +104,7 @@ def is_loopback(ip: bytes) -> bool:
 
 def is_link_local(ip: bytes) -> bool:
     """fe80::/10 (RFC 4291 §2.5.6)."""
-    return ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
+    return len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
 
 
 def is_group(ip: bytes) -> bool:

@@ -24,6 +24,7 @@ class Counters:
         "drop_link",
         "drop_martian",
         "drop_ndp",
+        "drop_not_served",
         "drop_protocol",
         "drop_short",
         "drop_tcp_memory",
@@ -68,6 +69,7 @@ class Counters:
     drop_link: int
     drop_martian: int
     drop_ndp: int
+    drop_not_served: int
     drop_protocol: int
     drop_short: int
     drop_tcp_memory: int

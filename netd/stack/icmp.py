@@ -16,6 +16,8 @@ from netd.wire import checksum, icmpv4, icmpv6, ipv6
 class Icmp:
     """ICMP messages of the guest that are no neighbor discovery: echo requests are served, all else is counted."""
 
+    served = True  # else requests are not answered
+
     def __init__(
         self,
         addressing: Addressing,
@@ -24,7 +26,6 @@ class Icmp:
         limits: Limits,
         counters: Counters,
         timers: Timers,
-        allow_host_loopback: bool,
     ) -> None:
         self.flows: dict[bytes, EchoFlow] = {}
         self._addressing = addressing
@@ -33,7 +34,6 @@ class Icmp:
         self._limits = limits
         self._counters = counters
         self._timers = timers
-        self._allow_host_loopback = allow_host_loopback
 
     def from_guest(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, hops: int, now: float) -> None:
         """The ICMP message at ``frame[at:end]``; ``hops`` as in ``ports.HostDatagrams``."""
@@ -73,13 +73,16 @@ class Icmp:
         now: float,
     ) -> None:
         addressing, counters = self._addressing, self._counters
+        if not self.served:
+            counters.drop_not_served += 1
+            return
         if addressing.ours(dst):
             self._reply(src, dst, ident, sequence, payload)
             return
         if dst == ipv6.ALL_NODES:  # RFC 4443 §4.2
             self._reply(src, addressing.router6, ident, sequence, payload)
             return
-        target = policy.decide(addressing, self._allow_host_loopback, dst, 0)
+        target = policy.decide(addressing, dst, 0)
         if target.kind == policy.DROP:
             counters.drop_martian += 1
             return

@@ -43,12 +43,12 @@ class Interface:
         limits: Limits,
         mtu: int,
         offload: bool,
-        allow_host_loopback: bool,
         secret: bytes,
         uso: bool = False,
         services: Services | None = None,
+        without: frozenset[str] = frozenset(),
     ) -> None:
-        """``uso``: the device takes and gives UDP super-frames."""
+        """``uso``: the device takes and gives UDP super-frames. ``without``: of tcp udp icmp ndp ra, not served."""
         self.addressing = addressing
         self.counters = counters = Counters()
         self.timers = timers = Timers()
@@ -66,7 +66,6 @@ class Interface:
             timers,
             mtu,
             offload,
-            allow_host_loopback,
             secret,
         )
         self.udp = UdpTable(
@@ -81,16 +80,20 @@ class Interface:
             mtu,
             offload,
             uso,
-            allow_host_loopback,
             services,
         )
-        self.icmp = Icmp(addressing, output, host, limits, counters, timers, allow_host_loopback)
+        self.icmp = Icmp(addressing, output, host, limits, counters, timers)
         self.reassembly = reassembly = Reassembly(limits, counters, timers)
-        self._ipv4 = Ipv4(addressing, neighbors, reassembly, self.tcp, self.udp, self.icmp, counters)
+        self.tcp.served, self.udp.served, self.icmp.served = (w not in without for w in ("tcp", "udp", "icmp"))
+        self._ipv4: Ipv4 | None = None
+        if addressing.gateway:
+            self._ipv4 = Ipv4(addressing, neighbors, reassembly, self.tcp, self.udp, self.icmp, counters)
         self._ipv6: Ipv6 | None = None
         self.ndp: Ndp | None = None
         if addressing.gateway6:
             self.ndp = Ndp(addressing, neighbors, output, limits, counters, timers, mtu)
+            self.ndp.served = "ndp" not in without
+            self.ndp.router = "ra" not in without
             self._ipv6 = Ipv6(
                 addressing, neighbors, reassembly, self.tcp, self.udp, self.icmp, self.ndp, output, counters
             )
@@ -112,7 +115,7 @@ class Interface:
         counters.rx_bytes += size
         if size < _IPV4_MIN:
             counters.drop_short += 1
-        elif frame[12] == 8 and frame[13] == 0:
+        elif frame[12] == 8 and frame[13] == 0 and self._ipv4 is not None:
             self._ipv4.from_guest(frame, vouched, segment, now)
         elif frame[12] == 0x86 and frame[13] == 0xDD and self._ipv6 is not None:
             if size < _IPV6_MIN:

@@ -5,7 +5,7 @@ The prefix is advertised for ever (it is the network's own), the router for half
 
 from __future__ import annotations
 
-from netd.stack.addressing import Addressing
+from netd.stack.addressing import Addressing, is_link_local
 from netd.stack.counters import Counters
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
@@ -20,7 +20,12 @@ _TARGET_END = icmpv6.SIZE + 16
 
 
 class Ndp:
-    """Our half of the link's neighbor discovery."""
+    """Our half of the link's neighbor discovery.
+
+    ``served``: else nothing is heard or said; ``router``: whether we advertise ourselves as one.
+    """
+
+    served = router = True
 
     def __init__(
         self,
@@ -39,6 +44,8 @@ class Ndp:
         self._counters = counters
         self._timers = timers
         prefix = addressing.network6.to_bytes(16, "big")
+        if is_link_local(prefix):
+            prefix = b""  # a host-like link of a host without IPv6
         length = addressing.mask6.bit_count()
         self._advertisement = ndp.router_advertisement(
             addressing.gateway_mac,
@@ -47,20 +54,23 @@ class Ndp:
             INFINITE,
             INFINITE,
             max(mtu, ipv6.MTU_MIN),
-            addressing.dns6,
+            addressing.rdnss or (addressing.dns6 if addressing.advertise_dns else b""),
             ROUTER_LIFETIME,
         )
         self.deadline = self.hinted = NEVER
 
     def start(self, now: float) -> None:
         """The link is up: say who we are, and ask who the guest is."""
-        self._advertise(ipv6.ALL_NODES)
+        if not self.served:
+            return
+        if self.router:
+            self._advertise(ipv6.ALL_NODES)
+            self._timers.arm(self, now + self._limits.advertise)
         guest = self._addressing.guest6
         if guest:
             payload = guest + ndp.link_layer(ndp.SOURCE_LINK_LAYER, self._addressing.gateway_mac)
             group = ipv6.solicited_node(guest)
             self._output.icmp(group, icmpv6.NEIGHBOR_SOLICITATION, 0, 0, payload, self._addressing.router6)
-        self._timers.arm(self, now + self._limits.advertise)
 
     def on_deadline(self, now: float) -> None:
         """Time to advertise again (RFC 4861 §6.2.4)."""
@@ -77,6 +87,9 @@ class Ndp:
         hop_limit, type_, code = frame[21], frame[at], frame[at + 1]
         if hop_limit != ndp.HOP_LIMIT or code:
             self._counters.drop_ndp += 1
+            return
+        if not self.served or (type_ == icmpv6.ROUTER_SOLICITATION and not self.router):
+            self._counters.drop_not_served += 1
             return
         if type_ == icmpv6.ROUTER_SOLICITATION:
             self._solicited(frame[at + icmpv6.SIZE : end], src, bytes(frame[6:12]))
@@ -107,11 +120,10 @@ class Ndp:
         if found is None or target[0] == 0xFF:
             self._counters.drop_ndp += 1  # RFC 4861 §7.1.1
             return
-        ours = self._addressing.ours(target)
         if src == ipv6.UNSPECIFIED:  # duplicate address detection, RFC 4862 §5.4
             if ndp.SOURCE_LINK_LAYER in found or dst[0] != 0xFF:
                 self._counters.drop_ndp += 1
-            elif ours:
+            elif self._addressing.ours(target):
                 self._answer(target, ipv6.ALL_NODES, ndp.ROUTER | ndp.OVERRIDE)
             elif self._addressing.may_be_guest(target):
                 self._neighbors.learn(target, mac)  # about to be the guest's
@@ -122,7 +134,7 @@ class Ndp:
             self._counters.drop_martian += 1
             return
         self._neighbors.learn(src, found.get(ndp.SOURCE_LINK_LAYER, mac)[:6])
-        if ours:
+        if self._addressing.answers_for(target):
             self._answer(target, src, ndp.ROUTER | ndp.SOLICITED | ndp.OVERRIDE)
         else:
             self._counters.drop_ndp += 1  # nobody else is on the link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netd.stack.addressing import is_link_local
 from netd.wire.ethernet import BROADCAST
 
 
@@ -37,6 +38,16 @@ class Neighbors:
     def mac_of(self, ip: bytes) -> bytes:
         """The MAC to send to."""
         return self._macs.get(ip, self.default)
+
+    def address_of_guest(self, planned: bytes) -> bytes:
+        """Where a guest that configures itself is to be reached: at ``planned``, unless it has spoken from others alone
+        (SLAAC, another DHCP lease), of which the latest counts."""
+        if planned in self._macs:
+            return planned
+        for ip in reversed(self._macs):
+            if len(ip) == len(planned) and not is_link_local(ip):
+                return ip
+        return planned
 
     def __len__(self) -> int:
         return len(self._macs)

@@ -122,7 +122,7 @@ class Output:
         """What the host was told (RFC 792, RFC 4443; RFC 1191 §4 for the MTU), as from whoever said it, if the guest
         can know of them."""
         src = error.offender
-        if len(src) != len(guest) or not is_remote(src) or self._addressing.on_link(src):
+        if len(src) != len(guest) or not is_remote(src) or self._addressing.private(src):
             src = b""
         rest = error.info & 0xFFFFFFFF
         if len(guest) == 4:  # RFC 792: a parameter problem's pointer is the first of these bytes, not the last

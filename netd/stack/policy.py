@@ -20,26 +20,37 @@ class Target:
     kind: int
     ip: bytes = b""
     reason: int = 0
+    port: int = dns.PORT  # of RESOLVER
 
 
 _RESOLVER = Target(RESOLVER)
 _DROP = Target(DROP)
+_SECURE_RESOLVER = Target(RESOLVER, port=dns.PORT_TLS)
 _HOST_LOOPBACK = Target(DIRECT, LOOPBACK)
 _HOST_LOOPBACK6 = Target(DIRECT, ipv6.LOOPBACK)
 _NET_UNREACHABLE = Target(REFUSE, reason=icmpv4.NET_UNREACHABLE)
 _HOST_UNREACHABLE = Target(REFUSE, reason=icmpv4.HOST_UNREACHABLE)
 
 
-def decide(addressing: Addressing, allow_host_loopback: bool, dst: bytes, port: int) -> Target:
-    """The target of a flow to ``dst``:``port`` (TCP or UDP; slirp4netns' rules, contracts §1.4)."""
-    if dst == addressing.gateway:
-        return _HOST_LOOPBACK if allow_host_loopback else _NET_UNREACHABLE
-    if dst == addressing.gateway6:
-        return _HOST_LOOPBACK6 if allow_host_loopback else _NET_UNREACHABLE
-    if dst in (addressing.dns, addressing.dns6):
-        return _RESOLVER if port == dns.PORT else _NET_UNREACHABLE
+def decide(addressing: Addressing, dst: bytes, port: int) -> Target:
+    """The target of a flow to ``dst``:``port`` (TCP or UDP).
+
+    slirp4netns' rules on a private link, pasta's on a host-like one (contracts/slirp4netns.md §1.4, pasta.md §1.1).
+    """
+    if dst in (addressing.dns, addressing.dns6) or dst in addressing.more_dns:
+        if port == dns.PORT:
+            return _RESOLVER
+        return _SECURE_RESOLVER if port == dns.PORT_TLS and addressing.host_like else _NET_UNREACHABLE
+    if dst == addressing.loopback:
+        return _HOST_LOOPBACK
+    if dst == addressing.loopback6:
+        return _HOST_LOOPBACK6
+    if dst in addressing.mapped:
+        return Target(DIRECT, addressing.guest if len(dst) == 4 else addressing.guest6)
     if not is_remote(dst) or dst == addressing.broadcast:
         return _DROP
-    if addressing.on_link(dst):
+    if not addressing.host_like and dst in (addressing.gateway, addressing.gateway6):
+        return _NET_UNREACHABLE
+    if addressing.private(dst):
         return _HOST_UNREACHABLE  # nobody else is on this link
     return Target(DIRECT, dst)

@@ -134,8 +134,8 @@ class Host(Protocol):
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> HostStream:
         """Begin to connect; the outcome is told later by ``host_connected`` or ``host_refused``."""
 
-    def connect_resolver(self, connection: GuestStream) -> HostStream:
-        """The same to port 53 of a name server of the host's, the next one where one refuses."""
+    def connect_resolver(self, connection: GuestStream, port: int) -> HostStream:
+        """The same to ``port`` of a name server of the host's, the next one where one refuses."""
 
     def open_datagrams(self, flow: UdpFlow) -> HostDatagrams | None:
         """A socket of the flow's family for its guest endpoint, shared by its flows; it has adopted this one. None:

@@ -29,6 +29,8 @@ _SUPER_MAX = 65535 - ipv6.SIZE - udp.SIZE
 class UdpTable:
     """``flows`` by key: the guest's source and destination address and ports as on the wire, 12 or 36 bytes."""
 
+    served = True  # else flows are not opened for the guest
+
     def __init__(
         self,
         addressing: Addressing,
@@ -42,7 +44,6 @@ class UdpTable:
         mtu: int,
         offload: bool,
         uso: bool,
-        allow_host_loopback: bool,
         services: Services | None,
     ) -> None:
         self.flows: dict[bytes, UdpFlow] = {}
@@ -59,7 +60,6 @@ class UdpTable:
         self._offload = offload
         self._uso = uso and offload
         self._services = services
-        self._allow_host_loopback = allow_host_loopback
 
     # -- from the guest ------------------------------------------------------------------------------------------
 
@@ -106,16 +106,19 @@ class UdpTable:
 
     def _open(self, frame: memoryview, at: int, key: bytes, dport: int) -> UdpFlow | None:
         counters = self.counters
+        if not self.served:
+            counters.drop_not_served += 1
+            return None
         half = len(key) - 4 >> 1
         guest, dst = key[:half], key[half:-4]
-        target = policy.decide(self._addressing, self._allow_host_loopback, dst, dport)
+        target = policy.decide(self._addressing, dst, dport)
         if target.kind == policy.DROP:
             if is_group(dst):
                 counters.drop_group += 1
             else:
                 counters.drop_martian += 1
             return None
-        if target.kind == policy.REFUSE:
+        if target.kind == policy.REFUSE or target.port != dns.PORT:  # DNS over TLS is TCP's (RFC 7858)
             self._output.unreachable(guest, target.reason, bytes(frame[14 : at + 8]))
             return None
         idle = self._limits.udp_idle_dns if dport == dns.PORT else self._limits.udp_idle
@@ -180,14 +183,11 @@ class UdpTable:
     # -- from the host -------------------------------------------------------------------------------------------
 
     def remote_seen(self, ip: bytes) -> bytes | None:
-        """How the guest sees the host-side peer ``ip``: loopback and the link's own addresses as the gateway.
-
-        None for loopback where the guest may not talk to it.
-        """
+        """How the guest sees the host-side peer ``ip``; None for loopback where it may not talk to that."""
         addressing = self._addressing
-        if is_loopback(ip):
-            return addressing.gateway_of(len(ip)) if self._allow_host_loopback else None
-        return addressing.gateway_of(len(ip)) if addressing.on_link(ip) else ip
+        if is_loopback(ip) and not (addressing.loopback if len(ip) == 4 else addressing.loopback6):
+            return None
+        return addressing.seen_as(ip, len(ip))
 
     def from_host(
         self,
@@ -235,8 +235,7 @@ class UdpTable:
         Where that key is another host socket's already, a free port of the gateway's stands for the client.
         """
         addressing = self._addressing
-        outside = len(ip) == len(guest) and not (is_loopback(ip) or addressing.on_link(ip))
-        remote = ip if outside else addressing.gateway_of(len(guest))
+        remote = addressing.seen_as(ip, len(guest))
         for seen in chain((port,), range(61000, 65535)):
             key = guest + remote + guest_port.to_bytes(2, "big") + seen.to_bytes(2, "big")
             flow = self.flows.get(key)

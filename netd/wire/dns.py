@@ -7,6 +7,7 @@ from struct import Struct
 HEADER = Struct("!HHHHHH")  # id flags qdcount ancount nscount arcount
 SIZE = 12
 PORT = 53
+PORT_TLS = 853  # RFC 7858
 
 QR = 0x8000
 RA = 0x0080

@@ -48,10 +48,12 @@ def link_layer(kind: int, mac: bytes) -> bytes:
 def router_advertisement(
     mac: bytes, prefix: bytes, prefix_length: int, valid: int, preferred: int, mtu: int, dns: bytes, dns_lifetime: int
 ) -> bytes:
-    """What follows the first 8 bytes of a router advertisement; lifetimes in seconds, ``dns`` b"" for none."""
+    """What follows the first 8 bytes of a router advertisement; lifetimes in seconds, b"" is no prefix or server."""
     message = _TIMERS.pack(0, 0) + link_layer(SOURCE_LINK_LAYER, mac)
     message += _MTU.pack(MTU, 1, 0, mtu)
-    message += _PREFIX.pack(PREFIX_INFORMATION, 4, prefix_length, ON_LINK | AUTONOMOUS, valid, preferred, 0, prefix)
+    if prefix:
+        flags = ON_LINK | AUTONOMOUS
+        message += _PREFIX.pack(PREFIX_INFORMATION, 4, prefix_length, flags, valid, preferred, 0, prefix)
     if dns:
         message += _RDNSS.pack(RDNSS, 3, 0, dns_lifetime) + dns
     return message

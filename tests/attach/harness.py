@@ -225,6 +225,9 @@ class Shim:
 
     def perform(self, step: dict[str, Any]) -> None:
         """Do the step and answer it as the real shim does."""
+        if step["op"] == "realpath":
+            self.send({"ok": True, "text": os.path.realpath(step["path"])})
+            return
         try:
             fd = self._perform(step)
         except OSError as error:
@@ -237,6 +240,13 @@ class Shim:
     def _perform(self, step: dict[str, Any]) -> int:
         if step["op"] == "open":
             return os.open(step["path"], os.O_RDONLY | os.O_NONBLOCK)
+        if step["op"] == "create":
+            flags = (os.O_APPEND if step["append"] else 0) | (os.O_TRUNC if step["truncate"] else 0)
+            return os.open(
+                step["path"], os.O_CREAT | (os.O_RDWR if step["read"] else os.O_WRONLY) | flags, step["mode"]
+            )
+        if step["op"] == "pidfd":
+            return os.pidfd_open(step["pid"])
         if step["op"] == "fd":
             if step["fd"] not in self.fds:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))

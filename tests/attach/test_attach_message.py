@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netd.attach import message
-from netd.attach.message import Answer, Exit, Listen, Open, read_answer, read_hello, write
+from netd.attach.message import Answer, Exit, Listen, Open, Spawn, read_answer, read_hello, write
 from netd.errors import InvalidSpec
 
 HELLO: dict[str, Any] = {
@@ -89,6 +89,19 @@ def test_steps_are_written_as_the_shim_reads_them() -> None:
         "replace": True,
         "remove": False,
     }
+
+
+def test_a_command_is_written_word_by_word() -> None:
+    assert json.loads(write(Spawn(argv=["sh", "\udcff"]))) == {
+        "op": "spawn",
+        "argv": ["sh", "\udcff"],
+        "arg0": "",
+        "hostname": "",
+        "userns": True,
+        "pidns": True,
+    }
+    with pytest.raises(ValueError, match="without NUL"):
+        Spawn(argv=["a\0b"])
 
 
 def test_a_text_that_is_too_long_is_cut() -> None:

@@ -40,18 +40,11 @@ async def test_serves_a_shim(server: AttachServer, daemon: Daemon, runtime_dir: 
     shim.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("pasta", "pasta: netd does not speak pasta's command line, only slirp4netns'\n"),
-        ("pesto", "pesto: netd does not speak pesto's command line, only slirp4netns'\n"),
-        ("netd-shim", "netd-shim: netd: call this program by the name slirp4netns\n"),
-        ("../../etc/passwd", "passwd: netd: call this program by the name slirp4netns\n"),
-    ],
-)
-async def test_other_names_get_one_line(server: AttachServer, runtime_dir: Path, name: str, line: str) -> None:
+@pytest.mark.parametrize("name", ["netd-shim", "../../etc/passwd", "", "pasta.avx2"])
+async def test_other_names_get_one_line(server: AttachServer, runtime_dir: Path, name: str) -> None:
     shim = Shim(runtime_dir, "-c", argv0=f"/usr/libexec/netd/{name}")
     step = await shim.run()
+    line = f"{os.path.basename(name)}: netd: call this program by the name slirp4netns, pasta or pesto\n"
     assert step == {"op": "exit", "status": 1, "stdout": "", "stderr": line}
     shim.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from netd.daemon import Daemon
+from netd.errors import PortInUse
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec
 from tests.lab import World, connected, no_link, open_fds, until
 
@@ -59,7 +60,22 @@ def path_with_exit_fd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callabl
     return lifeline, {"exit_fd": reading}, lambda: (os.close(writing), unlink())
 
 
-@pytest.mark.parametrize("make", [exit_fd, held_exit_fd, shim, shim_with_exit_fd, pidfd, path, path_with_exit_fd])
+def shim_with_path(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    lifeline, _, end = shim(tmp_path)
+    _, _, unlink = path(tmp_path)
+    return Lifeline("shim", lifeline.fd, str(tmp_path / "netns-1")), {}, lambda: (unlink(), end())
+
+
+def shim_with_pidfd(tmp_path: Path) -> tuple[Lifeline, dict[str, int], Callable[[], object]]:
+    lifeline, _, end = shim(tmp_path)
+    process, _, kill = pidfd(tmp_path)
+    return lifeline, {"pidfd": process.fd}, lambda: (kill(), end())
+
+
+LIFELINES = [exit_fd, held_exit_fd, shim, shim_with_exit_fd, shim_with_path, shim_with_pidfd, pidfd, path]
+
+
+@pytest.mark.parametrize("make", [*LIFELINES, path_with_exit_fd])
 async def test_it_ends_the_network_and_nothing_else_does(
     world: World, daemon: Daemon, tmp_path: Path, make: Make
 ) -> None:
@@ -123,6 +139,22 @@ async def test_a_name_and_a_port_are_free_again_at_once(world: World, daemon: Da
     second = await daemon.attach(NetworkSpec(name="web"), os.dup(world.guest().fd), Lifeline("explicit"))
     second.add_forward(ForwardSpec("tcp", port, 80), "run")
     assert daemon.network("web") is second
+
+
+@pytest.mark.parametrize("make", [shim_with_path, shim_with_pidfd, pidfd, path])
+async def test_a_dead_networks_port_is_taken_over_in_the_same_turn(
+    world: World, daemon: Daemon, tmp_path: Path, make: Make
+) -> None:
+    """podman.md, T11: ``podman restart`` publishes again before anybody has looked at the old namespace's end."""
+    lifeline, held, end = make(tmp_path)
+    first = await daemon.attach(NetworkSpec(), os.dup(world.guest().fd), lifeline, held)
+    second = await daemon.attach(NetworkSpec(), os.dup(world.guest().fd), Lifeline("explicit"))
+    spec = ForwardSpec("tcp", first.add_forward(ForwardSpec("tcp", 0, 80), "pasta").spec.host_port, 80)
+    with pytest.raises(PortInUse, match="Address already in use"):
+        second.add_forward(spec, "pasta")
+    end()
+    assert second.add_forward(spec, "pasta").spec == spec
+    assert list(daemon.networks) == [second.id]
 
 
 async def test_attach_and_detach_are_quick(world: World, daemon: Daemon) -> None:

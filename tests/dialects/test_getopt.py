@@ -22,9 +22,9 @@ OPTIONS = (
 )
 
 
-def read(*argv: str) -> tuple[list[tuple[str, str]], list[str]]:
+def read(*argv: str, stop_at_first: bool = False) -> tuple[list[tuple[str, str]], list[str]]:
     words: list[str] = []
-    return list(getopt_long(argv, OPTIONS, words)), words
+    return list(getopt_long(argv, OPTIONS, words, stop_at_first=stop_at_first)), words
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,26 @@ def test_reads(argv: tuple[str, ...], options: list[tuple[str, str]], words: lis
 
 
 @pytest.mark.parametrize(
+    ("argv", "options", "words"),
+    [
+        ((), [], []),
+        (("a",), [], ["a"]),
+        (("-a", "w", "--output=f", "v"), [("all", "")], ["w", "--output=f", "v"]),
+        (("w", "-o", "f"), [], ["w", "-o", "f"]),
+        (("-o", "f", "w", "-q", "--foo"), [("output", "f")], ["w", "-q", "--foo"]),  # no options, no mistakes
+        (("-a", "-", "-v"), [("all", "")], ["-", "-v"]),
+        (("-a", "", "-v"), [("all", "")], ["", "-v"]),
+        (("-a", "--", "-v", "w"), [("all", "")], ["-v", "w"]),
+        (("-a", "w", "--", "-v"), [("all", "")], ["w", "--", "-v"]),
+        (("-o", "w", "-v"), [("output", "w"), ("verbose", "")], []),  # an argument is no word
+    ],
+)
+def test_stops_at_the_first_word(argv: tuple[str, ...], options: list[tuple[str, str]], words: list[str]) -> None:
+    assert read(*argv, stop_at_first=True) == (options, words)
+
+
+@pytest.mark.parametrize("stop_at_first", [False, True])
+@pytest.mark.parametrize(
     ("argv", "complaint"),
     [
         (("--foo",), "unrecognized option '--foo'"),
@@ -74,9 +94,9 @@ def test_reads(argv: tuple[str, ...], options: list[tuple[str, str]], words: lis
         (("--out=3",), "option '--out=3' is ambiguous; possibilities: '--output' '--outward'"),
     ],
 )
-def test_complains(argv: tuple[str, ...], complaint: str) -> None:
+def test_complains(argv: tuple[str, ...], complaint: str, stop_at_first: bool) -> None:
     with pytest.raises(UsageError) as caught:
-        read(*argv)
+        read(*argv, stop_at_first=stop_at_first)
     assert str(caught.value) == complaint
 
 
@@ -95,13 +115,13 @@ WORDS = (
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(WORDS), max_size=5))
-def test_agrees_with_glibc(argv: list[str]) -> None:
+@given(st.lists(st.sampled_from(WORDS), max_size=5), st.booleans())
+def test_agrees_with_glibc(argv: list[str], stop_at_first: bool) -> None:
     if shutil.which("getopt") is None:
         pytest.skip("getopt(1) is not installed")
     options = [option for option in OPTIONS if option.long != "verbatim"]  # getopt(1) knows no second spellings
     genuine = subprocess.run(
-        ["getopt", "-n", "p", "-o", "ao:vx:", "-l", "all,output:,outward,verbose", "--", *argv],
+        ["getopt", "-n", "p", "-o", "+" * stop_at_first + "ao:vx:", "-l", "all,output:,outward,verbose", "--", *argv],
         check=False,
         capture_output=True,
         text=True,
@@ -109,7 +129,7 @@ def test_agrees_with_glibc(argv: list[str]) -> None:
     )
     words: list[str] = []
     try:
-        ours = list(getopt_long(argv, options, words))
+        ours = list(getopt_long(argv, options, words, stop_at_first=stop_at_first))
     except UsageError as error:
         assert genuine.returncode == 1 and genuine.stderr.splitlines()[0] == f"p: {error}"
         return

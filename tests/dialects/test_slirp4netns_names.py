@@ -80,7 +80,7 @@ async def test_a_name_that_stays_taken_is_done_without(daemon: Daemon, runtime_d
     first, one = await attached(daemon, runtime_dir, fd1="/x/slirp4netns-rootless-netns.log")
     second, two = await attached(daemon, runtime_dir, fd1="/y/slirp4netns-rootless-netns.log")
     assert one.name == "rootless-netns" and two.name == two.id
-    assert not [observer for observer in daemon.observers if "_name_is_free" in repr(observer)]
+    assert not [observer for observer in daemon.observers if "free_name" in repr(observer)]
     first.close()
     second.close()
     await daemon.none()

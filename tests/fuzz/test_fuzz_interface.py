@@ -79,7 +79,7 @@ def test_any_bytes(frames: list[tuple[bytes, bytes, bytes, bool]]) -> None:
         kept = sum(len(p.pieces) for p in world.interface.reassembly.partials.values())
         assert judged(world) + kept == world.counters.rx_frames == n
     for sent in world.sent:
-        assert sent.packet is None or world.interface.addressing.on_link(sent.packet.dst)
+        assert sent.packet is None or world.interface.addressing.private(sent.packet.dst)
     world.sent.clear()
     world.ends()
 
@@ -104,7 +104,7 @@ def test_shaped_frames(frames: list[tuple[bytes, bool, int]], offload: bool) -> 
             packet = sent.packet
             if packet is not None:
                 ours = packet.dst == addressing.broadcast or packet.dst[0] in (0xFF, 255)
-                assert ours or addressing.on_link(packet.dst) or services.asked
+                assert ours or addressing.private(packet.dst) or services.asked
     for socket in world.host.sockets:
         for target, _, _ in socket.sent:
             assert offload or target not in (LOOPBACK, LOOPBACK6)

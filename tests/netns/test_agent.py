@@ -209,19 +209,20 @@ def test_caller_cancelled_in_the_turn_of_the_answer(
         agent = Agent()
         await agent.start()
         before = open_fds()
-        settle = spawn._Life._answer
+        settle = spawn._Life._settle
         arrived = []
 
-        def answer_and_cancel(self: Any, reply: dict[str, Any], fds: list[int]) -> None:
-            settle(self, reply, fds)
-            arrived.append(reply)
+        def settle_and_cancel(self: Any, answer: Any) -> bool:
+            taken = settle(self, answer)
+            arrived.append(answer.reply)
             asking.cancel()
+            return taken
 
-        monkeypatch.setattr(spawn._Life, "_answer", answer_and_cancel)
+        monkeypatch.setattr(spawn._Life, "_settle", settle_and_cancel)
         asking = asyncio.create_task(agent.open_tap(namespace.fd, PLAN))
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert "mac" in arrived[0]
+        assert "mac" in arrived[0]["tap"]
         assert open_fds() == before and namespace.names() == {"lo"}
         monkeypatch.undo()
         await agent.stop()

@@ -226,14 +226,15 @@ def test_with_a_read_only_proc_sys(make_namespace: Callable[..., Namespace], dis
 def test_a_kernel_without_ipv6() -> None:
     """It says EOPNOTSUPP to an address of a family that it has not (rtnetlink_rcv_msg())."""
     script = (
-        "import errno\n"
-        "from netd.netns import agent\n"
+        "import errno, socket\n"
+        "from netd.netns import configuration\n"
         "from netd.netns.rtnetlink import Refused\n"
         "class Rtnetlink:\n"
         "    def change(self, what, *rest):\n"
         "        raise Refused(what, errno.{number})\n"
-        "plan = agent.TapPlan('nosuch0', 1500, address6='fd00::/64')\n"
-        "print(agent._assign6(plan, Rtnetlink(), 'nosuch0', 1, '02:11:22:33:44:55', False))\n"
+        "tap = configuration.Tap(Rtnetlink(), 'lo')\n"
+        "address = configuration.LINK_LOCAL + configuration.eui64('02:11:22:33:44:55')\n"
+        "print(repr(tap.assign6([configuration.Address(address, 64)])))\n"
     )
     for number, why in (
         ("EOPNOTSUPP", "not in the kernel"),
@@ -243,11 +244,11 @@ def test_a_kernel_without_ipv6() -> None:
         done = subprocess.run(
             [sys.executable, "-c", script.format(number=number)], capture_output=True, text=True, check=True
         )
-        assert done.stdout == f"('', 'IPv6 is {why}')\n"
+        assert done.stdout == f"'IPv6 is {why}'\n"
     done = subprocess.run(
         [sys.executable, "-c", script.format(number="EPERM")], capture_output=True, text=True, check=False
     )
-    assert "Refused: nosuch0: address fe80::11:22ff:fe33:4455/64: Operation not permitted" in done.stderr
+    assert "Refused: lo: address fe80::11:22ff:fe33:4455/64: Operation not permitted" in done.stderr
 
 
 def test_an_mtu_too_small_for_ipv6(run: Run, namespace: Namespace, caplog: pytest.LogCaptureFixture) -> None:

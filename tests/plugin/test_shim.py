@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import ast
-import json
 import os
 import re
 import signal
@@ -13,7 +11,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,102 +19,7 @@ import pytest
 
 from netd.dialects.slirp4netns import texts
 from tests.attach.harness import PLUGIN, mode_of
-
-SHIM = PLUGIN / "netd-shim"
-
-
-class Peer:
-    """The daemon's end of one shim's connection."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.sock = connection
-        self.sock.settimeout(10)
-
-    def hello(self) -> dict[str, Any]:
-        return dict(json.loads(self.sock.recv(1 << 20)))
-
-    def tell(self, op: str, **fields: Any) -> None:
-        self.sock.send(json.dumps({"op": op, **fields}).encode())
-
-    def answer(self) -> tuple[dict[str, Any], int]:
-        data, ancillary, _, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(64))
-        fds = array.array("i")
-        for _, _, content in ancillary:
-            fds.frombytes(content)
-        assert len(fds) <= 1
-        return json.loads(data), fds[0] if fds else -1
-
-    def ask(self, op: str, **fields: Any) -> tuple[dict[str, Any], int]:
-        self.tell(op, **fields)
-        return self.answer()
-
-    def exit(self, status: int = 0, stdout: str = "", stderr: str = "") -> None:
-        self.tell("exit", status=status, stdout=stdout, stderr=stderr)
-
-    def stay(self) -> None:
-        self.tell("stay", stdout="", stderr="")
-
-    def ended(self) -> bool:
-        try:
-            return self.sock.recv(1) == b""
-        except ConnectionResetError:
-            return True
-
-
-class Bench:
-    """A listening daemon's socket, and shims that are started against it."""
-
-    def __init__(self, runtime_dir: Path) -> None:
-        self.dir = runtime_dir
-        self.env = {"NETD_RUNTIME_DIR": str(runtime_dir), "PATH": os.environ["PATH"]}
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(str(runtime_dir / "attach.sock"))
-        self.listener.listen()
-        self.listener.settimeout(10)
-        self.running: list[subprocess.Popen[bytes]] = []
-        self.peers: list[Peer] = []
-
-    def start(self, *argv: str | bytes, program: Path = PLUGIN / "slirp4netns", **more: Any) -> subprocess.Popen[bytes]:
-        options: dict[str, Any] = {
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "env": self.env,
-            **more,
-        }
-        shim = subprocess.Popen([program, *argv], **options)
-        self.running.append(shim)
-        return shim
-
-    def peer(self) -> Peer:
-        peer = Peer(self.listener.accept()[0])
-        self.peers.append(peer)
-        return peer
-
-    def meet(self, *argv: str | bytes, **more: Any) -> tuple[subprocess.Popen[bytes], Peer]:
-        """Start a shim and read its hello."""
-        shim = self.start(*argv, **more)
-        peer = self.peer()
-        peer.hello()
-        return shim, peer
-
-    def close(self) -> None:
-        self.listener.close()
-        for peer in self.peers:
-            peer.sock.close()
-        for shim in self.running:
-            shim.kill()
-            shim.wait()
-            for stream in (shim.stdout, shim.stderr):
-                if stream is not None:
-                    stream.close()
-
-
-@pytest.fixture
-def bench(runtime_dir: Path) -> Iterator[Bench]:
-    bench = Bench(runtime_dir)
-    yield bench
-    bench.close()
+from tests.plugin.peer import SHIM, Bench, output
 
 
 @pytest.fixture
@@ -128,11 +31,6 @@ def quick(tmp_path: Path) -> Path:
     copy.write_text(source.replace("\nWAIT = 10.0 ", "\nWAIT = 0.5 "))
     copy.chmod(0o755)
     return copy
-
-
-def output(shim: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    out, err = shim.communicate(timeout=20)
-    return shim.returncode, out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape")
 
 
 # --- the file itself -----------------------------------------------------------------------------------------------
@@ -452,6 +350,46 @@ def test_sigpipe_does_not_kill_it(bench: Bench) -> None:
     assert output(shim)[0] == 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_signal_takes_its_socket_away_as_well(
+    bench: Bench, tmp_path: Path, number: signal.Signals, background: bool
+) -> None:
+    path = tmp_path / "control.sock"
+    shim, peer = bench.meet(cwd=tmp_path)
+    answer, fd = peer.ask("listen", path="control.sock", type="stream", backlog=1, replace=True, remove=True)
+    assert answer["ok"]
+    os.close(fd)
+    pid = shim.pid
+    if background:
+        pid = peer.ask("detach")[0]["pid"]
+        assert peer.ask("release", status=0)[0]["ok"]
+        assert output(shim) == (0, "", "")
+    peer.stay()
+    peer.tell("print", stdout="", stderr="")
+    peer.answer()
+    assert path.exists()
+    os.kill(pid, number)
+    assert peer.ended()
+    assert not path.exists()
+    if not background:
+        assert output(shim) == (-number, "", "")
+
+
+def test_a_foreground_that_is_killed_leaves_the_socket_to_the_background(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    shim, peer = bench.meet()
+    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True)
+    os.close(fd)
+    assert peer.ask("detach")[0]["ok"]
+    shim.terminate()
+    assert output(shim)[0] == -signal.SIGTERM
+    assert path.exists()
+    peer.exit()
+    assert peer.ended()
+    assert not path.exists()
+
+
 def test_goes_on_in_the_background(bench: Bench, tmp_path: Path) -> None:
     held, leaked = os.pipe()
     shim, peer = bench.meet(pass_fds=[leaked], cwd=tmp_path)
@@ -608,10 +546,18 @@ def test_only_the_bare_question_is_answered_without_a_daemon(alone: Any, tmp_pat
         assert (done.returncode, done.stdout) == (1, "") and "netd: no daemon" in done.stderr
     link = tmp_path / "elsewhere"
     link.mkdir()
-    for name, status in (("slirp4netns", 0), ("pesto", 1)):
-        (link / name).symlink_to(SHIM)
-        env = {"NETD_RUNTIME_DIR": "/nonexistent", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-        assert subprocess.run([link / name, "-v"], check=False, env=env, capture_output=True).returncode == status
+    env = {"NETD_RUNTIME_DIR": "/nonexistent", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for name, word, status in (
+        *(("slirp4netns", word, 0) for word in ("-h", "--help", "-v", "--version")),
+        *((name, word, 0) for name in ("pasta", "pesto") for word in ("-h", "--help", "--version")),
+        *((name, "-v", 1) for name in ("pasta", "pesto")),
+        ("other", "--version", 1),
+    ):
+        if not (link / name).is_symlink():
+            (link / name).symlink_to(SHIM)
+        done = subprocess.run([link / name, word], check=False, env=env, capture_output=True, text=True)
+        assert done.returncode == status, (name, word)
+        assert bool(done.stdout) == (status == 0) and bool(done.stderr) == (status == 1)
 
 
 def test_without_a_daemon_the_version_takes_at_most_20_ms(alone: Any) -> None:

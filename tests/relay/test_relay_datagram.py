@@ -18,6 +18,7 @@ from netd.relay import udp_socket
 from netd.relay.datagram import BUSY, Datagrams
 from netd.relay.outbox import BYTES_MAX, SEGMENTS_MAX, SIZE_MAX, outbox
 from netd.relay.sockaddr import packed
+from netd.relay.source import Source
 from netd.relay.udp_listener import UdpListener
 from netd.relay.udp_socket import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from netd.stack.ports import HostError
@@ -43,7 +44,7 @@ both_families = pytest.mark.parametrize("family", [4, 6])
 def endpoint(table: Table, family: int, source: str = "", closed: list[bytes] | None = None) -> Datagrams:
     on_close: Callable[[bytes], None] = (closed if closed is not None else []).append
     loop = asyncio.get_running_loop()
-    return Datagrams(loop, time.monotonic, lambda: None, table, GUEST[family], 5000, source, on_close)  # type: ignore[arg-type]
+    return Datagrams(loop, time.monotonic, lambda: None, table, GUEST[family], 5000, Source(source, source), on_close)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -410,7 +411,7 @@ async def test_a_listener_answers_from_the_address_that_was_asked(beyond: Beyond
     if family == 6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.bind(("", 5353))
-    listener = UdpListener(asyncio.get_running_loop(), time.monotonic, lambda: None, table, sock, GUEST[4], 53)  # type: ignore[arg-type]
+    listener = UdpListener(asyncio.get_running_loop(), time.monotonic, lambda: None, table, sock, lambda: GUEST[4], 53)  # type: ignore[arg-type]
     with (
         beyond.outside.socket(socket.SOCK_DGRAM, family=kind) as client,
         beyond.outside.socket(socket.SOCK_DGRAM, family=kind) as other,

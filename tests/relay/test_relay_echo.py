@@ -11,6 +11,7 @@ import pytest
 from netd.relay.echo import Echo
 from netd.relay.host import HostNetwork
 from netd.relay.sockaddr import packed
+from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, NET_UNREACHABLE, HostError
 from tests.lab import HOST, NO_ROUTE, OUTSIDE, SILENT, UNREACHABLE, World, open_fds, until
 from tests.relay.beyond import BEYOND, BEYOND6, HOST6, MTU, OUTSIDE6, UNREACHABLE6, Beyond
@@ -26,7 +27,7 @@ def allowed(beyond: Beyond) -> Beyond:
 
 def echo_to(table: Table, ip: str, source: str = "") -> tuple[Flow, Echo]:
     flow = Flow(table, ip)
-    return flow, Echo(asyncio.get_running_loop(), flow, source)  # type: ignore[arg-type]
+    return flow, Echo(asyncio.get_running_loop(), flow, Source(source, source))  # type: ignore[arg-type]
 
 
 async def test_replies(allowed: Beyond, table: Table) -> None:
@@ -100,7 +101,7 @@ async def test_silence_is_silence(allowed: Beyond, table: Table) -> None:
 
 async def test_why_there_is_none(world: World, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_fds()
-    host = HostNetwork(asyncio.get_running_loop(), lambda: 0.0, lambda: None, "", "")
+    host = HostNetwork(asyncio.get_running_loop(), lambda: 0.0, lambda: None)
     for ip in (OUTSIDE, "2001:db8::2"):
         assert host.open_echo(Flow(table, ip)) == ADMIN_PROHIBITED  # type: ignore[arg-type]
     world.host.sysctl("ping_group_range", f"{os.getgid()} {os.getgid()}")
@@ -115,7 +116,6 @@ async def test_why_there_is_none(world: World, table: Table, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("netd.relay.echo.socket.socket", without)
         assert host.open_echo(Flow(table, "2001:db8::2")) == NET_UNREACHABLE  # type: ignore[arg-type]
-    host._poller.close()
     assert open_fds() == before
 
 

@@ -189,8 +189,8 @@ SIX: dict[str, Any] = {
 }
 
 
-async def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family() -> None:
-    forwards = forwards_of(Addressing(**SIX))
+def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family() -> None:
+    addressing = Addressing(**SIX)
     four, six = packed("10.0.2.100"), packed("fd00::100")
     for client, guest, seen in (
         ("192.0.2.7", four, "192.0.2.7"),
@@ -208,7 +208,7 @@ async def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family(
         ("febf::1", six, "fd00::2"),
         ("192.0.2.7", six, "fd00::2"),
     ):
-        assert forwards._client_seen(packed(client), guest) == packed(seen), client
+        assert addressing.seen_as(packed(client), len(guest)) == packed(seen), client
 
 
 async def test_the_guests_address_is_of_the_clients_family_where_it_has_one() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from netd.relay.resolver import Resolver
+from netd.relay.source import Source
 from netd.services import dns
 from netd.stack.counters import Counters
 from tests.lab import HOST, OUTSIDE, Netns, World, aside
@@ -30,7 +31,7 @@ def ask() -> Ask:
 
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
-        resolver = Resolver(loop, dns, Servers(), Counters(), source, source6)  # type: ignore[arg-type]
+        resolver = Resolver(loop, dns, Servers(), Counters(), Source(source, source6))  # type: ignore[arg-type]
         resolver.query(QUERY, answer.set_result)
         return answer
 

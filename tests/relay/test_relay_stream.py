@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +13,7 @@ import pytest
 
 from netd.pace import Pace
 from netd.relay.poller import Poller
+from netd.relay.source import ANYWHERE
 from netd.relay.stream import Address, Stream
 from netd.stack.ports import NET_UNREACHABLE, RESET
 
@@ -42,7 +45,9 @@ class Told:
 
     def host_writable(self, now: float) -> None: ...
 
-    def host_reset(self, now: float) -> None: ...
+    def host_reset(self, now: float) -> None:
+        self.words.append("reset")
+        self.event.set()
 
 
 Begin = Callable[[list[Address]], tuple[Stream, Told]]
@@ -58,7 +63,7 @@ async def begin() -> AsyncIterator[Begin]:
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
         stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
         stream.connection = told = Told()
-        stream.connect(addresses, ("", ""))
+        stream.connect(addresses, ANYWHERE)
         return stream, told
 
     yield connect
@@ -113,3 +118,22 @@ async def test_no_address_at_all(begin: Begin) -> None:
     await asyncio.wait_for(told.event.wait(), 5)
     assert told.words == [NET_UNREACHABLE]
     stream.close()
+
+
+async def test_one_that_cannot_be_waited_for_is_reset(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's epoll watches, or memory, are used up."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as others:
+        for _ in range(2):  # the backlog is full: the kernel goes on connecting
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        monkeypatch.setattr("netd.relay.poller.Poller.begin", full)
+        stream, told = begin([listener.getsockname()])
+        assert told.words == []
+        await asyncio.wait_for(told.event.wait(), 5)
+        assert told.words == ["reset"]
+        stream.close()

@@ -168,6 +168,15 @@ def test_the_guest_gets_its_address_and_all_it_must_know(client: Client) -> None
     assert ack.options == {53: b"\x05", **told}
 
 
+def test_the_full_name_is_told_to_who_asks() -> None:
+    """RFC 4702 §2: flags (N, E), two result codes, the name in DNS form."""
+    client = Client(Server(replace(CONFIG, fqdn="box.example.org")))
+    told = client.hears(DISCOVER, {55: b"\x51"}).options[81]
+    assert told == b"\x0c\xff\xff" + b"\x03box\x07example\x03org\x00"
+    assert 81 not in client.hears(DISCOVER, {55: b"\x01"}).options
+    assert 81 not in Client(Server(replace(CONFIG, fqdn="x" * 64))).hears(DISCOVER).options, "no name at all"
+
+
 def test_further_clients_get_the_pool_until_it_is_empty(server: Server) -> None:
     """Bound: as many leases as addresses; an address that rests comes free in the end."""
     clients = [Client(server, bytes((2, 0, 0, 0, 0, n))) for n in range(17)]

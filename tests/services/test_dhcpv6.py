@@ -337,6 +337,13 @@ def test_what_is_not_answered(server: Server, message: bytes) -> None:
     assert server.answer(message, 0.0) is None
 
 
+def test_the_full_name_is_told_to_who_asks() -> None:
+    """RFC 4704 §4.1."""
+    client = Client(Server(replace(CONFIG, fqdn="box.example.org")))
+    assert client.hears(SOLICIT, ia(NA), (6, b"\x00\x27")).options[39] == b"\x04\x03box\x07example\x03org\x00"
+    assert 39 not in client.hears(SOLICIT, ia(NA), (6, b"\x00\x17")).options
+
+
 # -- bounds -------------------------------------------------------------------------------------------------------
 
 

@@ -276,7 +276,7 @@ class FakeHost:
             self.on_connect(stream)
         return stream
 
-    def connect_resolver(self, connection: ports.GuestStream) -> FakeStream:
+    def connect_resolver(self, connection: ports.GuestStream, port: int) -> FakeStream:
         stream = self.new_stream(None)
         stream.connection = connection
         return stream

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from wire.prop import quick
 
 from netd.stack import policy
+from netd.stack.addressing import Addressing
 
 from .world import ADDRESSING, DNS, DNS6, GATEWAY, GATEWAY6, GUEST6, ONLY4, ROUTER6, WEB6, ip, ip6
 
+OPEN = replace(ADDRESSING, loopback=GATEWAY, loopback6=GATEWAY6)
 octets = st.binary(min_size=4, max_size=4)
 
 
@@ -41,13 +43,13 @@ octets = st.binary(min_size=4, max_size=4)
     ],
 )
 def test_the_rules(dst: str, port: int, loopback: bool, target: policy.Target) -> None:
-    assert policy.decide(ADDRESSING, loopback, ip(dst), port) == target
+    assert policy.decide(OPEN if loopback else ADDRESSING, ip(dst), port) == target
 
 
 @quick
 @given(octets, st.integers(0, 65535), st.booleans())
 def test_every_destination_has_one_answer_and_loopback_needs_leave(dst: bytes, port: int, loopback: bool) -> None:
-    target = policy.decide(ADDRESSING, loopback, dst, port)
+    target = policy.decide(OPEN if loopback else ADDRESSING, dst, port)
     assert target.kind in (policy.DIRECT, policy.RESOLVER, policy.DROP, policy.REFUSE)
     assert (len(target.ip) == 4) == (target.kind == policy.DIRECT)
     assert target.kind != policy.REFUSE or target.reason in (0, 1)
@@ -93,14 +95,14 @@ octets6 = (
     ],
 )
 def test_the_rules_of_ipv6(dst: bytes, port: int, loopback: bool, target: policy.Target) -> None:
-    assert policy.decide(ADDRESSING, loopback, dst, port) == target
+    assert policy.decide(OPEN if loopback else ADDRESSING, dst, port) == target
 
 
 @quick
 @given(octets6, st.integers(0, 65535), st.booleans())
 def test_every_ipv6_destination_has_one_answer(dst: bytes, port: int, loopback: bool) -> None:
     """And none reaches the host's own loopback without leave, be it in IPv4's clothes."""
-    target = policy.decide(ADDRESSING, loopback, dst, port)
+    target = policy.decide(OPEN if loopback else ADDRESSING, dst, port)
     assert target.kind in (policy.DIRECT, policy.RESOLVER, policy.DROP, policy.REFUSE)
     assert (len(target.ip) == 16) == (target.kind == policy.DIRECT)
     assert target.kind != policy.REFUSE or target.reason in (0, 1)
@@ -142,9 +144,95 @@ def test_the_subnet_is_never_left_to_the_host(network: bytes, prefix: int, data:
         mask=int(subnet.netmask),
     )
     dst = pick()
-    target = policy.decide(addressing, False, dst, 80)
+    target = policy.decide(addressing, dst, 80)
     assert target.kind in (policy.REFUSE, policy.DROP)
-    assert addressing.on_link(dst)
+    assert addressing.private(dst)
     broadcast = subnet.broadcast_address.packed
     assert addressing.broadcast == broadcast
-    assert policy.decide(addressing, True, broadcast, 80).kind == policy.DROP
+    assert policy.decide(addressing, broadcast, 80).kind == policy.DROP
+
+
+# The guest has the host's address 192.0.2.7 on the host's subnet; the gateway stands for the host's loopback.
+HOST_LIKE = replace(
+    ADDRESSING,
+    guest=ip("192.0.2.7"),
+    gateway=ip("192.0.2.1"),
+    dns=ip("169.254.1.1"),
+    network=int.from_bytes(ip("192.0.2.0"), "big"),
+    guest6=ip6("2001:db8::7"),
+    gateway6=ip6("fe80::1"),
+    router6=ip6("fe80::1"),
+    network6=int.from_bytes(ip6("2001:db8::"), "big"),
+    dns6=b"",
+    loopback=ip("192.0.2.1"),
+    loopback6=ip6("fe80::1"),
+    host_like=True,
+    mapped=(ip("169.254.1.2"), ip6("fc00::2")),
+    own=frozenset((ip("192.0.2.7"), ip6("2001:db8::7"))),
+)
+CLOSED = replace(HOST_LIKE, loopback=b"", loopback6=b"")
+
+
+@pytest.mark.parametrize(
+    ("dst", "port", "addressing", "target"),
+    [
+        ("192.0.2.1", 80, HOST_LIKE, policy.Target(policy.DIRECT, ip("127.0.0.1"))),
+        ("192.0.2.1", 80, CLOSED, policy.Target(policy.DIRECT, ip("192.0.2.1"))),
+        ("192.0.2.9", 80, CLOSED, policy.Target(policy.DIRECT, ip("192.0.2.9"))),
+        ("192.0.2.255", 80, CLOSED, policy.Target(policy.DROP)),
+        ("169.254.1.1", 53, CLOSED, policy.Target(policy.RESOLVER)),
+        ("169.254.1.1", 853, CLOSED, policy.Target(policy.RESOLVER, port=853)),
+        ("169.254.1.1", 80, CLOSED, policy.Target(policy.REFUSE, reason=0)),
+        ("169.254.1.2", 80, CLOSED, policy.Target(policy.DIRECT, ip("192.0.2.7"))),
+        ("127.0.0.1", 80, HOST_LIKE, policy.Target(policy.DROP)),
+        ("224.0.0.1", 80, HOST_LIKE, policy.Target(policy.DROP)),
+        ("fe80::1", 80, HOST_LIKE, policy.Target(policy.DIRECT, ip6("::1"))),
+        ("fe80::1", 80, CLOSED, policy.Target(policy.DIRECT, ip6("fe80::1"))),
+        ("fc00::2", 80, CLOSED, policy.Target(policy.DIRECT, ip6("2001:db8::7"))),
+        ("2001:db8::9", 80, CLOSED, policy.Target(policy.DIRECT, ip6("2001:db8::9"))),
+        ("::1", 80, HOST_LIKE, policy.Target(policy.DROP)),
+    ],
+)
+def test_the_rules_of_a_host_like_link(dst: str, port: int, addressing: Addressing, target: policy.Target) -> None:
+    assert policy.decide(addressing, ipaddress.ip_address(dst).packed, port) == target
+
+
+@quick
+@given(octets | octets6, st.integers(0, 65535))
+def test_a_host_like_guest_reaches_loopback_by_the_mapped_address_alone(dst: bytes, port: int) -> None:
+    for addressing in (HOST_LIKE, CLOSED):
+        target = policy.decide(addressing, dst, port)
+        assert (len(target.ip) == len(dst)) == (target.kind == policy.DIRECT)
+        if target.kind == policy.DIRECT and ipaddress.ip_address(target.ip).is_loopback:
+            assert dst in (addressing.loopback, addressing.loopback6)
+
+
+@pytest.mark.parametrize(
+    ("peer", "addressing", "seen"),
+    [
+        ("198.51.100.4", HOST_LIKE, "198.51.100.4"),
+        ("192.0.2.9", HOST_LIKE, "192.0.2.9"),  # a neighbour of the host's
+        ("192.0.2.7", HOST_LIKE, "169.254.1.2"),  # the host itself
+        ("192.0.2.7", replace(HOST_LIKE, mapped=()), "192.0.2.1"),
+        ("127.0.0.1", HOST_LIKE, "192.0.2.1"),
+        ("127.0.0.1", CLOSED, "192.0.2.1"),
+        ("::1", HOST_LIKE, "fe80::1"),
+        ("10.0.2.9", ADDRESSING, "10.0.2.2"),
+        ("198.51.100.4", ADDRESSING, "198.51.100.4"),
+    ],
+)
+def test_how_the_guest_sees_a_peer_of_the_hosts(peer: str, addressing: Addressing, seen: str) -> None:
+    packed = ipaddress.ip_address(peer).packed
+    assert ipaddress.ip_address(addressing.seen_as(packed, len(packed))) == ipaddress.ip_address(seen)
+
+
+@quick
+@given(octets | octets6)
+def test_a_host_like_link_is_answered_for_but_for_the_guest_itself(ip: bytes) -> None:
+    address = ipaddress.ip_address(ip)
+    if ip in HOST_LIKE.own or address.is_multicast or address.is_unspecified:
+        assert not HOST_LIKE.answers_for(ip)
+    elif address.is_global and ip[:10] != bytes(10):
+        assert HOST_LIKE.answers_for(ip)
+    if HOST_LIKE.may_be_guest(ip):
+        assert not HOST_LIKE.ours(ip) and not address.is_loopback and not address.is_multicast

@@ -83,6 +83,7 @@ class World:
         offload: bool = True,
         mtu: int = 0,
         loopback: bool = False,
+        without: frozenset[str] = frozenset(),
         limits: Limits | None = None,
         start: float = 1000.0,
         addressing: Addressing = ADDRESSING,
@@ -102,8 +103,10 @@ class World:
         self.deaf = False  # the device takes nothing
         self.batching = False
         self.patient = False  # connections begin as they do, with deferred ACKs
+        if loopback:
+            addressing = replace(addressing, loopback=addressing.gateway, loopback6=addressing.gateway6)
         self.interface = Interface(
-            addressing, self.transmit, self.host, self.limits, mtu, offload, loopback, secret, uso, services
+            addressing, self.transmit, self.host, self.limits, mtu, offload, secret, uso, services, without
         )
         self.counters = self.interface.counters
         self.frames_in = 0

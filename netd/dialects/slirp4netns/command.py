@@ -13,12 +13,13 @@ import socket
 import struct
 from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from netd.attach.conversation import Conversation, ShimGone
 from netd.attach.message import Exit, Hello, Listen, Open, SendFd, Stay
+from netd.dialects.descriptors import Descriptors, is_netns
 from netd.dialects.handed_tap import HandedTap, handed_tap
+from netd.dialects.names import free_name
 from netd.dialects.slirp4netns import texts
 from netd.dialects.slirp4netns.grammar import Invocation, Outcome, parse
 from netd.errors import NamespaceUnavailable, NetdError, NetworkExists, TapUnavailable
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from netd.network import Network
 
 ATTACH_DEADLINE = 8.0  # seconds; the shim gives up after 10, Podman never
-NAME_DEADLINE = 0.2  # seconds for a predecessor to give the network's name back
 
-_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
-_CLONE_NEWNET = 0x40000000
 _SIOCGIFADDR = 0x8915
 _SUN_PATH = 108  # unix(7)
 _PODMAN_LOG = re.compile(r"/slirp4netns-([0-9a-f]{64}|rootless-netns)\.log(?: \(deleted\))?$")
@@ -46,44 +44,13 @@ class _Outbound(NamedTuple):
     ipv6: str
 
 
-class _Fds:
-    """The descriptors of one call; those that nobody took over are closed in the end."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}
-
-    def __enter__(self) -> _Fds:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for fd in self._open.values():
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-    def add(self, name: str, fd: int) -> None:
-        self._open[name] = fd
-
-    def get(self, name: str) -> int:
-        return self._open.get(name, -1)
-
-    def take(self, name: str) -> int:
-        """Hand it over: the taker closes it. -1 if there is none."""
-        return self._open.pop(name, -1)
-
-    def close(self, name: str) -> None:
-        fd = self.take(name)
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-
 async def serve(shim: Conversation, hello: Hello, daemon: Daemon) -> None:
     """Answer the shim that ``hello`` describes: help, a mistake, or a network and its life."""
     call = parse(hello.argv0, hello.argv, podman=called_by_podman(hello))
     if isinstance(call, Outcome):
         outcome: Outcome | None = call
     else:
-        with _Fds() as fds:
+        with Descriptors() as fds:
             outcome = await _run(shim, hello, daemon, call, fds)
     if outcome is not None:
         shim.tell(Exit(status=outcome.status, stdout=outcome.stdout, stderr=outcome.stderr))
@@ -102,7 +69,7 @@ def network_name(hello: Hello, api_socket: str) -> str:
     return found[1] if found[1] == "rootless-netns" else found[1][:12]
 
 
-async def _run(shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: _Fds) -> Outcome | None:
+async def _run(shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: Descriptors) -> Outcome | None:
     """Attach. None when the shim stays or has been told to exit."""
     outbound = interface_ipv4(call.outbound)
     if outbound is None:
@@ -143,7 +110,7 @@ async def _run(shim: Conversation, hello: Hello, daemon: Daemon, call: Invocatio
     return None
 
 
-async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds) -> Outcome | None:
+async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: Descriptors) -> Outcome | None:
     """Have the shim open and send what the command line names."""
     if call.userns_path:
         answer, fd = await shim.ask_fd(Open(path=call.userns_path))
@@ -174,7 +141,7 @@ async def _gather(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds)
     return None
 
 
-async def _gather_target(shim: Conversation, hello: Hello, call: Invocation, fds: _Fds) -> Outcome | None:
+async def _gather_target(shim: Conversation, hello: Hello, call: Invocation, fds: Descriptors) -> Outcome | None:
     """The namespace that is named by a pid or a path."""
     if not _is_ifname(call.ifname):
         return _failed(call, f"ioctl(TUNSETIFF): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
@@ -186,12 +153,12 @@ async def _gather_target(shim: Conversation, hello: Hello, call: Invocation, fds
             return _usage(hello, call, f"existing path expected when --netns-type=path: {reason}\n")
         return _failed(call, f"{path}: {answer.error}\nchild failed(1)\n")
     fds.add("netns", fd)
-    if not _is_netns(fd):
+    if not is_netns(fd):
         return _failed(call, f"setns(CLONE_NEWNET): {os.strerror(errno.EINVAL)}\nchild failed(1)\n")
     return None
 
 
-async def _gather_tap(shim: Conversation, call: Invocation, fds: _Fds) -> Outcome | None:
+async def _gather_tap(shim: Conversation, call: Invocation, fds: Descriptors) -> Outcome | None:
     """The caller's own TAP. What it is, is looked at when it is attached."""
     answer, fd = await shim.ask_fd(SendFd(fd=call.tap_fd))
     if fd < 0:
@@ -201,11 +168,15 @@ async def _gather_tap(shim: Conversation, call: Invocation, fds: _Fds) -> Outcom
 
 
 async def _attach(
-    shim: Conversation, hello: Hello, daemon: Daemon, call: Invocation, fds: _Fds, outbound: _Outbound, leaves: bool
+    shim: Conversation,
+    hello: Hello,
+    daemon: Daemon,
+    call: Invocation,
+    fds: Descriptors,
+    outbound: _Outbound,
+    leaves: bool,
 ) -> Network | Outcome:
-    name = network_name(hello, call.api_socket)
-    if name and not await _name_is_free(daemon, name):
-        name = ""
+    name = await free_name(daemon, network_name(hello, call.api_socket))
     handed: HandedTap | None = None
     if call.tap_fd >= 0:
         try:
@@ -225,6 +196,19 @@ async def _attach(
         return _failed(call, f"netd: the network was not ready in {ATTACH_DEADLINE:g} s\nchild failed(1)\n")
     except NetdError as error:
         return _failed(call, refusal(error))
+
+
+def farewell(network: Network) -> Exit:
+    """The end of a shim that stays: as it should be by the exit fd, else a failure."""
+    if "exit_fd" in network.held and _hung_up(network.held["exit_fd"]):
+        return Exit(status=0, stderr="exitfd event\ndo_slirp is exiting\n")
+    return Exit(status=1, stderr=f"netd: the network {network.name} was detached\n")
+
+
+def _hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLHUP)
+    return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
 
 
 def spec_of(call: Invocation, name: str, ifname: str, outbound: _Outbound) -> NetworkSpec:
@@ -266,28 +250,7 @@ def refusal(error: NetdError) -> str:
     return f"{reason}\nchild failed(1)\n"
 
 
-async def _name_is_free(daemon: Daemon, name: str) -> bool:
-    """Whether no network has the name, or one that has it goes in a moment: its end may just not be seen yet."""
-    ended = asyncio.Event()
-
-    def observe(event: str, network: Network) -> None:
-        if event == "detached" and network.name == name:
-            ended.set()
-
-    if all(network.name != name for network in daemon.networks.values()):
-        return True
-    daemon.observers.append(observe)
-    try:
-        async with asyncio.timeout(NAME_DEADLINE):
-            await ended.wait()
-        return True
-    except TimeoutError:
-        return False
-    finally:
-        daemon.observers.remove(observe)
-
-
-def _say_ready(fds: _Fds) -> None:
+def _say_ready(fds: Descriptors) -> None:
     """Write "1", once and last. Like slirp4netns, do not mind a descriptor that takes nothing."""
     fd = fds.get("ready_fd")
     if fd < 0:
@@ -311,13 +274,6 @@ def _usage(hello: Hello, call: Invocation, message: str) -> Outcome:
 def _is_ifname(name: str) -> bool:
     """What the kernel takes (dev_valid_name), less what it would make a name from ("" and "tap%d")."""
     return name not in ("", ".", "..") and not any(c in "/:%" or c.isspace() for c in name)
-
-
-def _is_netns(fd: int) -> bool:
-    try:
-        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
-    except OSError:
-        return False
 
 
 def _hangs_up(fd: int) -> bool:

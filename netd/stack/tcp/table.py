@@ -32,6 +32,8 @@ _MIN_MSS = 64  # a smaller one would cost a frame per few bytes; Linux refuses t
 class TcpTable:
     """``connections`` by key: the guest's source and destination address and ports as on the wire, 12 or 36 bytes."""
 
+    served = True  # else connections are not opened for the guest
+
     def __init__(
         self,
         addressing: Addressing,
@@ -44,7 +46,6 @@ class TcpTable:
         timers: Timers,
         mtu: int,
         offload: bool,
-        allow_host_loopback: bool,
         secret: bytes,
     ) -> None:
         self.addressing = addressing
@@ -68,7 +69,6 @@ class TcpTable:
         self._deferred: list[tuple[Connection, int, float]] = []  # with rcv_nxt and the time
         self.deadline = self.hinted = NEVER  # of the deferred ACKs (timers.Timed)
         self.now = 0.0  # of the batch
-        self._allow_host_loopback = allow_host_loopback
         self._secret = secret
         self._output = output
 
@@ -114,11 +114,14 @@ class TcpTable:
                 elif not flags & SYN:
                     counters.drop_tcp_stray += 1
                 return  # a SYN again: the host is still connecting
+        if not self.served:
+            counters.drop_not_served += 1
+            return
         if flags & (SYN | ACK | RST | FIN) == SYN:
             self._open(frame, at, data_at, end, key, seq, wnd, now)
             return
         dst = key[len(key) - 4 >> 1 : -4]
-        if policy.decide(self.addressing, True, dst, 0).kind != policy.DIRECT and not self.addressing.ours(dst):
+        if policy.decide(self.addressing, dst, 0).kind != policy.DIRECT and not self.addressing.ours(dst):
             counters.drop_martian += 1  # nobody has that address, or a group has: RFC 1122 §4.2.3.10
             return
         counters.drop_tcp_stray += 1
@@ -131,7 +134,7 @@ class TcpTable:
     ) -> None:
         half = len(key) - 4 >> 1
         dst, dport = key[half:-4], key[-2] << 8 | key[-1]
-        target = policy.decide(self.addressing, self._allow_host_loopback, dst, dport)
+        target = policy.decide(self.addressing, dst, dport)
         if target.kind == policy.DROP:
             self.counters.drop_martian += 1
             return
@@ -151,7 +154,7 @@ class TcpTable:
         self.connections[key] = self.half_open[key] = connection
         # The relay tells the outcome later, never from within this call.
         if target.kind == policy.RESOLVER:
-            connection.host = self.host.connect_resolver(connection)
+            connection.host = self.host.connect_resolver(connection, target.port)
         else:
             connection.host = self.host.connect(connection, target.ip, dport)
 

@@ -1,0 +1,416 @@
+"""Two sockets joined: bytes, half-closes, resets, backpressure and bounds, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from netd.relay import splice as splice_
+from netd.relay.splice import Splice, Splices
+from tests.lab import Netns, World, aside, both_ways, md5, open_fds, receive_all, until
+from tests.relay.test_relay_limits import out_of_descriptors
+
+SILENCE = "add rule ip router forward meta l4proto tcp drop"  # until the next SYN, a second later
+RST = struct.pack("ii", 1, 0)
+
+
+class Pace:
+    turn = 200e-6
+
+
+class Stage:
+    """A guest's namespace that connects to a host's server by way of a splice, or the other way round."""
+
+    def __init__(self, world: World, splices: Splices) -> None:
+        self.guest = world.guest()
+        self.guest.ip("link set lo up")
+        self.host = world.host
+        self.splices = splices
+        self.closed = 0
+        self.splice: Splice | None = None
+
+    def noted(self) -> None:
+        self.closed += 1
+
+    async def accepted(self, inside: Netns, family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+        """A client in ``inside`` and our end of its connection."""
+        ip = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        with inside.socket(family=family) as listener:
+            listener.bind((ip, 0))
+            listener.listen(1)
+            client = inside.socket(family=family)
+            await aside(client.connect, listener.getsockname())
+            return client, listener.accept()[0]
+
+    async def joined(
+        self, inside: Netns | None = None, outside: Netns | None = None, family: int = socket.AF_INET
+    ) -> tuple[socket.socket, socket.socket]:
+        """A client in ``inside`` (the guest) and the server's end in ``outside`` (the host), joined."""
+        inside, outside = inside or self.guest, outside or self.host
+        ip = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        client, ours = await self.accepted(inside, family)
+        with outside.socket(family=family) as listener:
+            listener.bind((ip, 0))
+            listener.listen(1)
+            address = listener.getsockname()
+            self.splice = self.splices.connect(ours, outside.socket(family=family), address, self.noted)
+            server, _ = await aside(listener.accept)
+        server.settimeout(20)
+        return client, server
+
+
+@pytest_asyncio.fixture
+async def stage(world: World) -> AsyncIterator[Stage]:
+    failed: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failed.append(context))
+    splices = Splices(loop, time.monotonic, Pace(), lambda: None)
+    stage = Stage(world, splices)
+    yield stage
+    splices.close()
+    assert not failed and not len(splices) and splices._held == 0
+
+
+def end_of(sock: socket.socket) -> tuple[bytes, int]:
+    """What comes until the end, and the errno that it is."""
+    data = b""
+    while True:
+        try:
+            chunk = sock.recv(1 << 16)
+        except OSError as e:
+            return data, e.errno or -1
+        if not chunk:
+            return data, 0
+        data += chunk
+
+
+def fill(sock: socket.socket) -> int:
+    """Write until nothing is taken for a while."""
+    sock.setblocking(False)
+    total = 0
+    while True:
+        try:
+            total += sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            if not select.select([], [sock], [], 0.2)[1]:
+                sock.settimeout(20)
+                return total
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("inwards", [False, True])
+async def test_both_ways_whole(stage: Stage, family: int, inwards: bool) -> None:
+    there = (stage.host, stage.guest) if inwards else (stage.guest, stage.host)
+    client, server = await stage.joined(*there, family)
+    with client, server:
+        await both_ways(client, server, 30_000_000)
+        await until(lambda: stage.closed == 1 and not len(stage.splices))
+        assert stage.splice is not None and stage.splice.closed
+
+
+async def test_small_messages_back_and_forth(stage: Stage) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        for size in (1, 2, 100, 5000):
+            message = os.urandom(size)
+            await aside(client.sendall, message)
+            assert await aside(server.recv, 1 << 16, socket.MSG_WAITALL if size == 5000 else 0) or True
+            await aside(server.sendall, message)
+            got = b""
+            while len(got) < size:
+                got += await aside(client.recv, size - len(got))
+            assert got == message
+
+
+async def test_a_half_closed_connection_goes_on(stage: Stage) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        assert await aside(receive_all, server) == b"question"
+        await asyncio.sleep(0.05)
+        assert len(stage.splices) == 1
+        server.sendall(b"answer")
+        server.close()
+        assert await aside(end_of, client) == (b"answer", 0)
+        await until(lambda: stage.closed)
+
+
+async def test_the_end_waits_for_what_is_held(stage: Stage) -> None:
+    """Everything is written and closed while the other side does not read."""
+    client, server = await stage.joined()
+    with client, server:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        data = os.urandom(20_000_000)
+        writing = asyncio.ensure_future(aside(lambda: (client.sendall(data), client.close())))
+        await asyncio.sleep(0.3)
+        assert await aside(lambda: md5(receive_all(server))) == md5(data)
+        await writing
+
+
+async def test_backpressure_without_polling(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A side that does not read stops the other one, costs no wake-ups meanwhile, and little memory."""
+    client, server = await stage.joined()
+    with client, server:
+        written = await aside(fill, client)
+        splices = stage.splices
+        assert 0 < splices._held <= splice_.PIPE_SIZE
+        wakeups = 0
+        run = Splices._run
+
+        def counted(self: Splices) -> None:
+            nonlocal wakeups
+            wakeups += 1
+            run(self)
+
+        monkeypatch.setattr(Splices, "_run", counted)
+        await asyncio.sleep(0.3)
+        assert wakeups <= 5
+        client.shutdown(socket.SHUT_WR)
+        assert await aside(lambda: len(receive_all(server))) == written
+
+
+async def test_both_sides_write_and_nobody_reads(stage: Stage) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        out, back = await asyncio.gather(aside(fill, client), aside(fill, server))
+        client.shutdown(socket.SHUT_WR)
+        server.shutdown(socket.SHUT_WR)
+        sizes = await asyncio.gather(aside(lambda: len(receive_all(server))), aside(lambda: len(receive_all(client))))
+        assert sizes == [out, back]
+
+
+async def test_what_is_held_of_many_is_bounded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice_, "HELD_MAX", 300_000)
+    pairs = [await stage.joined() for _ in range(8)]
+    written = await asyncio.gather(*(aside(fill, client) for client, _ in pairs))
+    assert stage.splices._held <= 300_000 + splice_.PIPE_SIZE + 8 * splice_.SMALL
+    for (client, server), size in zip(pairs, written, strict=True):
+        client.close()
+        assert await aside(lambda server=server: len(receive_all(server))) == size
+        server.close()
+    await until(lambda: stage.closed == 8)
+
+
+def reset_by(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+    sock.close()
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_reset_is_a_reset(stage: Stage, by_client: bool) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        here, there = (client, server) if by_client else (server, client)
+        here.sendall(b"x")
+        assert await aside(there.recv, 1) == b"x"
+        reset_by(here)
+        assert await aside(end_of, there) == (b"", errno.ECONNRESET)
+        await until(lambda: stage.closed == 1)
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_reset_is_heard_of_while_nobody_reads(stage: Stage, by_client: bool) -> None:
+    """Either side, after the client's writes have been stopped by a server that does not read."""
+    client, server = await stage.joined()
+    with client, server:
+        await aside(fill, client)
+        here, there = (client, server) if by_client else (server, client)
+        reset_by(here)
+        _, number = await aside(end_of, there)
+        assert number == errno.ECONNRESET
+        await until(lambda: stage.closed == 1)
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_reset_after_a_half_close(stage: Stage, by_client: bool) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        client.shutdown(socket.SHUT_WR)
+        assert await aside(receive_all, server) == b""
+        reset_by(client if by_client else server)
+        _, number = await aside(end_of, server if by_client else client)
+        # A socket that has been told the end already is not told of a reset when it reads.
+        assert number == (0 if by_client else errno.ECONNRESET)
+        await until(lambda: stage.closed == 1)
+
+
+async def test_last_words_before_a_reset(stage: Stage) -> None:
+    """A server that answers and closes without having read all of the question."""
+    for _ in range(20):
+        client, server = await stage.joined()
+        with client, server:
+            client.sendall(b"q" * 10)
+            assert await aside(server.recv, 1) == b"q"
+            await asyncio.sleep(0.005)
+            server.sendall(b"too much")
+            server.close()  # with unread bytes: RST
+            got, number = await aside(end_of, client)
+            assert (got, number) == (b"too much", errno.ECONNRESET)
+
+
+async def test_refused(stage: Stage) -> None:
+    client, ours = await stage.accepted(stage.guest)
+    with client:
+        assert stage.splices.connect(ours, stage.host.socket(), ("127.0.0.1", 9), stage.noted) is None
+        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
+    assert (stage.closed, stage.splices.refused, len(stage.splices)) == (0, 1, 0)
+
+
+async def test_refused_later(stage: Stage, world: World) -> None:
+    """By another machine, which takes its time."""
+    world.outside.run("nft", SILENCE)
+    client, ours = await stage.accepted(stage.guest)
+    with client:
+        splice = stage.splices.connect(ours, stage.host.socket(), ("198.51.100.2", 9), stage.noted)
+        assert splice is not None and splice.connecting
+        client.sendall(b"early")
+        world.outside.run("nft", "flush chain ip router forward")
+        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
+    assert (stage.closed, stage.splices.refused, len(stage.splices)) == (1, 1, 0)
+
+
+async def test_connected_later(stage: Stage, world: World) -> None:
+    client, ours = await stage.accepted(stage.guest)
+    world.outside.run("nft", SILENCE)
+    with world.outside.listener("198.51.100.2") as listener, client:
+        splice = stage.splices.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
+        assert splice is not None and splice.connecting
+        client.sendall(b"early")
+        world.outside.run("nft", "flush chain ip router forward")
+        client.shutdown(socket.SHUT_WR)
+        server, _ = await aside(listener.accept)
+        with server:
+            assert await aside(receive_all, server) == b"early"
+            assert not splice.connecting
+
+
+async def test_the_client_gives_up_while_it_connects(stage: Stage, world: World) -> None:
+    client, ours = await stage.accepted(stage.guest)
+    splice = stage.splices.connect(ours, stage.host.socket(), ("192.0.2.9", 80), stage.noted)  # nobody says anything
+    assert splice is not None and splice.connecting
+    reset_by(client)
+    await until(lambda: stage.closed == 1)
+    assert not len(stage.splices)
+
+
+async def test_not_with_itself(stage: Stage) -> None:
+    """Nobody listens, and the source port is the one that is asked for."""
+    client, ours = await stage.accepted(stage.guest)
+    outgoing = stage.host.socket()
+    outgoing.bind(("127.0.0.1", 0))
+    with client:
+        assert stage.splices.connect(ours, outgoing, outgoing.getsockname(), stage.noted) is None
+        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
+    assert stage.splices.refused == 1
+
+
+async def test_the_limit(stage: Stage) -> None:
+    stage.splices._limit = 2
+    pairs = [await stage.joined() for _ in range(2)]
+    client, ours = await stage.accepted(stage.guest)
+    with client, stage.host.listener("127.0.0.1") as listener:
+        assert stage.splices.connect(ours, stage.host.socket(), listener.getsockname()) is None
+        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
+    assert stage.splices.over_limit == 1
+    for sock in pairs.pop():
+        sock.close()
+    await until(lambda: len(stage.splices) == 1)
+    pairs.append(await stage.joined())
+    for pair in pairs:
+        await both_ways(*pair, 1000)
+        for sock in pair:
+            sock.close()
+
+
+async def test_out_of_descriptors(stage: Stage) -> None:
+    client, ours = await stage.accepted(stage.guest)
+    outgoing = stage.host.socket()
+    with client:
+        with out_of_descriptors():
+            assert stage.splices.connect(ours, outgoing, ("127.0.0.1", 1)) is None
+        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
+    assert stage.splices.unavailable == 1
+    client, server = await stage.joined()
+    with client, server:
+        await both_ways(client, server, 100_000)
+
+
+async def test_cut(stage: Stage) -> None:
+    client, server = await stage.joined()
+    with client, server:
+        assert stage.splice is not None
+        await aside(fill, client)
+        stage.splice.cut()
+        stage.splice.cut()
+        assert (await aside(end_of, client))[1] == errno.ECONNRESET
+        assert (await aside(end_of, server))[1] == errno.ECONNRESET
+        assert stage.closed == 1
+
+
+async def test_close_cuts_all_and_leaves_nothing(stage: Stage) -> None:
+    before = open_fds()
+    pairs = [await stage.joined() for _ in range(5)]
+    await aside(fill, pairs[0][0])
+    stage.splices.close()
+    for client, server in pairs:
+        with client, server:
+            assert (await aside(end_of, client))[1] == (await aside(end_of, server))[1] == errno.ECONNRESET
+    assert open_fds() == before and stage.closed == 5
+
+
+async def test_many_take_turns(stage: Stage) -> None:
+    """A bulk transfer does not keep the others from their small messages."""
+    bulk = await stage.joined()
+    small = [await stage.joined() for _ in range(20)]
+    stop = False
+
+    def pump() -> None:
+        while not stop:
+            bulk[0].sendall(bytes(1 << 18))
+        bulk[0].close()
+
+    pumping = asyncio.ensure_future(aside(pump))
+    draining = asyncio.ensure_future(aside(lambda: sum(iter(lambda: len(bulk[1].recv(1 << 18)), 0))))
+    slowest = 0.0
+    for _ in range(10):
+        for client, server in small:
+            start = time.monotonic()
+            client.sendall(b"x")
+            assert await aside(server.recv, 1) == b"x"
+            slowest = max(slowest, time.monotonic() - start)
+    stop = True
+    await pumping
+    assert await draining > 1 << 20
+    assert slowest < 2.0
+    for pair in (*small, bulk):
+        for sock in pair:
+            sock.close()
+
+
+async def test_connections_come_and_go(stage: Stage) -> None:
+    before = 0
+    for turn in range(60):
+        client, server = await stage.joined()
+        with client, server:
+            client.sendall(b"a" * 1000)
+            if turn % 3 == 0:
+                reset_by(client)
+            elif turn % 3 == 1:
+                client.close()
+            else:
+                server.close()
+            await aside(end_of, client if turn % 3 == 2 else server)
+        await until(lambda turn=turn: stage.closed == turn + 1)
+        before = before or open_fds()
+    assert open_fds() == before
