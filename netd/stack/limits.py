@@ -38,6 +38,7 @@ class Limits:
     fragment_bytes: int = 1 << 20  # bytes of all
     reassembly: float = 15.0  # RFC 791 §3.2; RFC 8200 §4.5 says 60 for paths longer than a device
 
+    probe: float = 1.0  # between questions for a neighbor that does not answer: RETRANS_TIMER, RFC 4861 §10
     advertise: float = 600.0  # unsolicited router advertisements, RFC 4861 §6.2.1
 
     udp_idle: float = 240.0
