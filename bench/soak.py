@@ -3,7 +3,7 @@
 A guest whose TAP loses frames at random in both directions (nft, as tests/lab.py does it) exchanges GB gigabytes with
 the outside host, once out and once in per share of loss. For each transfer: seconds, Gbit/s, the digest at both ends,
 the longest pause of the receiver, and netd's counters. The exit status is 1 where the ends differ, or where nothing
-moved for 5 seconds; then the sockets of both ends are printed, too. Needs root.
+moved for 15 seconds; then the sockets of both ends are printed, too. Needs root.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from bench.programs import Attachment, Netd  # noqa: E402
 from bench.rows import Table, Visit  # noqa: E402
 from bench.world import OUTSIDE, OUTSIDE6, PYTHON, BenchError, Place, World, as_user, enter, inside, until  # noqa: E402
 
-COUNTERS = ("tcp_retransmits", "tcp_timeouts", "tcp_held", "drop_link", "drop_tcp_out_of_order")
-SLOWEST = 20e6  # bytes/s: what takes longer than at this rate is ended
+COUNTERS = ("tcp_retransmits", "tcp_timeouts", "tcp_held", "tcp_acks_repeated", "drop_link", "drop_tcp_out_of_order")
+SLOWEST = 5e6  # bytes/s: what takes longer than at this rate is ended
 WAYS = ("out", "in")
+# Of the guest's kernel (nstat(8)): segments sent again, time-outs, and probes of what may be lost at a flight's end.
+GUEST = ("TcpRetransSegs", "TcpExtTCPTimeouts", "TcpExtTCPLossProbes")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,6 +66,12 @@ def counters(network: Attachment) -> dict[str, int]:
     command = ["curl", "-sS", "--unix-socket", network.api[0], "http://netd/v1/networks"]
     found = json.loads(network.program.world.host.run(command, **as_user()))[0]["counters"]
     return {name: found[name] for name in COUNTERS}
+
+
+def recovery(guest: Place) -> dict[str, int]:
+    """How the guest's kernel has fought losses, all connections of its life together."""
+    found = json.loads(guest.run(["nstat", "-asj"]))["kernel"]
+    return {name: int(found.get(name, 0)) for name in GUEST}
 
 
 def transfer(world: World, network: Attachment, way: str, size: int, address: str) -> list[dict[str, Any]]:
@@ -102,9 +110,9 @@ def soak(world: World, network: Attachment, options: argparse.Namespace) -> bool
     well = True
     for way, loss in options.transfers:
         lose(network.guest, loss)
-        before = counters(network)
+        before = counters(network) | recovery(network.guest)
         giver, taker = transfer(world, network, way, int(options.gb * 1e9), address)
-        grown = {name: count - before[name] for name, count in counters(network).items()}
+        grown = {name: count - before[name] for name, count in (counters(network) | recovery(network.guest)).items()}
         same = giver.get("md5") == taker.get("md5") and not giver["wrong"] and not taker["wrong"]
         well &= same
         seconds = taker.get("seconds") or 1.0

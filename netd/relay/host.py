@@ -13,6 +13,7 @@ from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
 from netd.relay.errqueue import REASONS
 from netd.relay.outbox import outbox
+from netd.relay.poller import Poller
 from netd.relay.resolver import Resolver
 from netd.relay.sockaddr import resolve
 from netd.relay.source import ANYWHERE, Source
@@ -46,6 +47,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
+        self._poller = Poller(loop)
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out."""
@@ -54,7 +56,7 @@ class HostNetwork:
 
     def new_stream(self, sock: socket.socket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
-        return Stream(self._loop, self._clock, self._flush, self.pace, sock)
+        return Stream(self._loop, self._clock, self._flush, self.pace, self._poller, sock)
 
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
         """To ``ip``:``port``."""
@@ -127,3 +129,4 @@ class HostNetwork:
         self.resolver.close()
         for endpoint in list(self._endpoints.values()):
             endpoint.close()
+        self._poller.close()

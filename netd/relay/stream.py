@@ -12,6 +12,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
+from netd.relay.poller import READ, WRITE, Poller
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
@@ -69,12 +70,13 @@ class Stream:
     __slots__ = (
         "_clock",
         "_closed",
+        "_connecting",  # the addresses left, and the source, while the kernel connects
         "_flush",
         "_loop",
         "_pace",
-        "_reading",
+        "_poller",
         "_trying",
-        "_writing",
+        "_waits",  # for READ, WRITE, both or 0
         "connection",
         "on_close",
         "on_refused",
@@ -89,6 +91,7 @@ class Stream:
         clock: Callable[[], float],
         flush: Callable[[], None],
         pace: Pace,
+        poller: Poller,
         sock: socket.socket | None,
     ) -> None:
         self._loop = loop
@@ -96,7 +99,10 @@ class Stream:
         self._flush = flush  # after every event: timers, pending ACKs
         self._pace = pace
         self.sock = sock
-        self._reading = self._writing = self._closed = False
+        self._poller = poller
+        self._waits = 0
+        self._closed = False
+        self._connecting: tuple[list[Address], Source] | None = None
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
         self.on_refused: Callable[[Stream, float], bool] | None = None  # begins another connection, or says no
@@ -104,12 +110,28 @@ class Stream:
     # -- connecting ----------------------------------------------------------------------------------------------
 
     def connect(self, addresses: list[Address], source: Source) -> None:
-        """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within."""
-        self._loop.call_soon(self._next_address, addresses, source, errno.ENETUNREACH)
+        """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within.
 
-    def _next_address(self, addresses: list[Address], source: Source, error: int) -> None:
+        The first try is made at once, so that it counts to the turn of the guest that asked: a flood of SYNs costs 50
+        us each, and another network is not to wait for a batch of them.
+        """
+        error = self._try(addresses, source, errno.ENETUNREACH)
+        if error != errno.EINPROGRESS:
+            self._loop.call_soon(self._tell, error)
+
+    def _tell(self, error: int) -> None:
+        """How it ended; 0: connected."""
         if self._closed:
             return  # the guest gave up meanwhile
+        if error:
+            self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
+        else:
+            self.connection.host_connected(self._clock())
+        self._flush()
+
+    def _try(self, addresses: list[Address], source: Source, error: int) -> int:
+        """0: connected. EINPROGRESS: the loop will say. Any other: why the last of them failed, ``error`` where there
+        was none."""
         while addresses:
             address, addresses = addresses[0], addresses[1:]
             try:
@@ -123,50 +145,44 @@ class Stream:
                 error = sock.connect_ex(address)  # a local handshake is over by now: one system call for a wake-up
             if error in (0, errno.EISCONN):
                 self.sock = sock
-                self._connected()
-                return
+                return 0
             if error in _PROGRESS:
                 self.sock = sock
-                self._writing = True
-                self._loop.add_writer(sock.fileno(), self._on_connect, addresses, source)
+                self._connecting = addresses, source
+                self._wait(sock, WRITE)
                 if addresses:
                     self._trying = self._loop.call_later(TRY_SECONDS, self._give_up, addresses, source)
-                return
+                return errno.EINPROGRESS
             sock.close()
-        self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
-        self._flush()
+        return error
 
-    def _on_connect(self, addresses: list[Address], source: Source) -> None:
-        sock = self.sock
-        if sock is None:
-            return
+    def _on_connect(self, sock: socket.socket, addresses: list[Address], source: Source) -> None:
         self._stop_trying()
-        self._stop_writing(sock)
+        self._connecting = None
+        self._wait(sock, 0)
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             sock.close()
             self.sock = None
-            self._next_address(addresses, source, error)
-        else:
-            self._connected()
+            error = self._try(addresses, source, error)
+        if error != errno.EINPROGRESS:
+            self._tell(error)
 
     def _give_up(self, addresses: list[Address], source: Source) -> None:
         """Silence: on to the next address."""
         self._trying = None
         sock, self.sock = self.sock, None
         if sock is not None:
-            self._stop_writing(sock)
+            self._wait(sock, 0)
             sock.close()
-            self._next_address(addresses, source, errno.ETIMEDOUT)
+            error = self._try(addresses, source, errno.ETIMEDOUT)
+            if error != errno.EINPROGRESS:
+                self._tell(error)
 
     def _stop_trying(self) -> None:
         if self._trying is not None:
             self._trying.cancel()
             self._trying = None
-
-    def _connected(self) -> None:
-        self.connection.host_connected(self._clock())
-        self._flush()
 
     # -- to the host ---------------------------------------------------------------------------------------------
 
@@ -185,15 +201,11 @@ class Stream:
 
     def want_write(self) -> None:
         """Call back when the socket takes bytes again."""
-        if not self._writing and self.sock is not None:
-            self._writing = True
-            self._loop.add_writer(self.sock.fileno(), self._on_writable)
+        if self.sock is not None:
+            self._wait(self.sock, self._waits | WRITE)
 
-    def _on_writable(self) -> None:
-        sock = self.sock
-        if sock is None:
-            return
-        self._stop_writing(sock)
+    def _on_writable(self, sock: socket.socket) -> None:
+        self._wait(sock, self._waits & ~WRITE)
         self.connection.host_writable(self._clock())
         self._flush()
 
@@ -209,12 +221,8 @@ class Stream:
 
     def resume(self, now: float) -> None:
         """Read now, and go on when there is more."""
-        if self.sock is not None and not self._reading:
+        if self.sock is not None and not self._waits & READ:
             self._pull(now)
-
-    def _on_readable(self) -> None:
-        self._pull(self._clock())
-        self._flush()
 
     def _pull(self, now: float) -> None:
         """Read and forward until the socket is empty, the guest is full, or it is another flow's turn."""
@@ -228,7 +236,7 @@ class Stream:
         while True:
             room = room_of()
             if not room:
-                self._stop_reading(sock)
+                self._wait(sock, self._waits & ~READ)
                 connection.host_paused(now)
                 return
             try:
@@ -240,25 +248,53 @@ class Stream:
                 return
             size = len(data)
             if not size:
-                self._stop_reading(sock)
+                self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now)
                 return
             deliver(data, now)
             if size < room or clock() > until:
                 break
-        if not self._reading and self.sock is not None:
-            self._reading = True
-            self._loop.add_reader(sock.fileno(), self._on_readable)
+        if not self._waits & READ and self.sock is not None:
+            self._wait(sock, self._waits | READ)
 
-    def _stop_reading(self, sock: socket.socket) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(sock.fileno())
+    # -- readiness -----------------------------------------------------------------------------------------------
 
-    def _stop_writing(self, sock: socket.socket) -> None:
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(sock.fileno())
+    def on_ready(self, events: int) -> None:
+        """The poller's word; an error shows by reading or writing, whichever is wanted."""
+        sock = self.sock
+        if sock is None:
+            return
+        if events & ~READ and self._waits & WRITE:
+            if self._connecting is not None:
+                self._on_connect(sock, *self._connecting)
+                return
+            self._on_writable(sock)
+        if events & ~WRITE and self._waits & READ:
+            self._pull(self._clock())
+            self._flush()
+
+    def _wait(self, sock: socket.socket, events: int) -> None:
+        """For these from now on."""
+        before = self._waits
+        if events == before:
+            return
+        self._waits = events
+        if not before:
+            try:
+                self._poller.begin(sock.fileno(), events, self)
+            except OSError:
+                self._waits = 0
+                self._loop.call_soon(self._fail)
+        elif events:
+            self._poller.change(sock.fileno(), events)
+        else:
+            self._poller.end(sock.fileno())
+
+    def _fail(self) -> None:
+        """It cannot be waited for."""
+        if not self._closed:
+            self.connection.host_reset(self._clock())
+            self._flush()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -292,8 +328,7 @@ class Stream:
         sock, self.sock = self.sock, None
         if sock is None:
             return
-        self._stop_reading(sock)
-        self._stop_writing(sock)
+        self._wait(sock, 0)
         sock.close()
         if self.on_close is not None:
             self.on_close(self)

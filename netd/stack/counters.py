@@ -36,6 +36,7 @@ class Counters:
         "reassembled",
         "rx_bytes",
         "rx_frames",
+        "tcp_acks_repeated",
         "tcp_evicted",
         "tcp_held",
         "tcp_opened",
@@ -80,6 +81,7 @@ class Counters:
     reassembled: int
     rx_bytes: int
     rx_frames: int
+    tcp_acks_repeated: int
     tcp_evicted: int
     tcp_held: int
     tcp_opened: int

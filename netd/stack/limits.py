@@ -28,6 +28,7 @@ class Limits:
     retries: int = 12  # retransmissions of one segment before the connection is given up: some minutes
     syn_retries: int = 5
     ack_delay: float = 0.001  # how long a small request's ACK waits for an answer; RFC 9293 §3.8.6.3 allows 0.5
+    ack_repeat: float = 0.002  # where frames get lost: how long nothing may follow an ACK before it is sent once more
     time_wait: float = 1.0
     fin_wait: float = 600.0  # half-closed and silent for so long: probed
     persist_max: float = 60.0
@@ -37,6 +38,7 @@ class Limits:
     fragment_bytes: int = 1 << 20  # bytes of all
     reassembly: float = 15.0  # RFC 791 §3.2; RFC 8200 §4.5 says 60 for paths longer than a device
 
+    probe: float = 1.0  # between questions for a neighbor that does not answer: RETRANS_TIMER, RFC 4861 §10
     advertise: float = 600.0  # unsolicited router advertisements, RFC 4861 §6.2.1
 
     udp_idle: float = 240.0

@@ -1,4 +1,5 @@
-"""Which MAC the guest's addresses have. A guest may use many, so the table is bounded."""
+"""Which MAC the guest's addresses have. A guest may use many, so the table is bounded. Whether they still have it:
+``reachability``."""
 
 from __future__ import annotations
 
@@ -9,14 +10,16 @@ from netd.wire.ethernet import BROADCAST
 class Neighbors:
     """Address to MAC, learned from ARP, neighbor discovery and frames; ``default`` answers for the unknown.
 
-    ``moves`` counts what has changed for an address that may be in use.
+    ``moves`` counts what has changed for an address that may be in use. ``doubted`` are addresses that do not answer,
+    and how often they have been asked for; whatever is learned of one ends that.
     """
 
-    __slots__ = ("_limit", "_macs", "default", "moves")
+    __slots__ = ("_limit", "_macs", "default", "doubted", "moves")
 
     def __init__(self, default: bytes, limit: int) -> None:
         self.default = default
         self.moves = 0
+        self.doubted: dict[bytes, int] = {}
         self._limit = limit
         self._macs: dict[bytes, bytes] = {}
 
@@ -24,6 +27,8 @@ class Neighbors:
         """Remember; the oldest entry makes room. Group addresses are nobody's."""
         if mac[0] & 1:
             return
+        if self.doubted:
+            self.doubted.pop(ip, None)
         macs = self._macs
         if macs.get(ip) == mac:
             return
@@ -34,6 +39,12 @@ class Neighbors:
         macs[ip] = mac
         if self.default == BROADCAST:
             self.default = mac
+
+    def forget(self, ip: bytes) -> None:
+        """Nobody answers for it any more."""
+        self.doubted.pop(ip, None)
+        if self._macs.pop(ip, self.default) != self.default:
+            self.moves += 1
 
     def mac_of(self, ip: bytes) -> bytes:
         """The MAC to send to."""

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import time
 
 import pytest
 
@@ -196,3 +197,19 @@ async def test_last_words_are_delivered(world: World, attach: Attach) -> None:
         ours.close()
         await guest.daemon.detach(guest.network)  # no turn of the loop in between
         assert await aside(receive_all, theirs) == b"goodbye"
+
+
+async def test_a_guest_that_changed_its_mac_and_says_nothing(world: World, attach: Attach) -> None:
+    """Only the host has something to say, and says it to where the guest was: the guest is asked for, and found."""
+    guest = await attach()
+    with world.outside.listener(OUTSIDE) as listener, guest.socket() as client:
+        with await connected(client, listener.getsockname(), listener) as server:
+            client.send(b"x")
+            assert await aside(server.recv, 1) == b"x"
+            await asyncio.sleep(0.1)  # until all is acknowledged
+            guest.ip("link set dev tap0 address 02:00:00:00:00:c8")
+            before = time.monotonic()
+            server.send(b"y")
+            client.settimeout(20)
+            assert await aside(client.recv, 1) == b"y"
+            assert time.monotonic() - before < 10

@@ -100,6 +100,7 @@ class World:
         self.limits = limits or Limits()
         self.host = FakeHost(self)
         self.sent: deque[Sent] = deque()
+        self.asked: deque[Sent] = deque()  # where is the guest? Apart from the scripts of connections
         self.deaf = False  # the device takes nothing
         self.batching = False
         self.patient = False  # connections begin as they do, with deferred ACKs
@@ -142,6 +143,11 @@ class World:
             sent = Sent(frame, packet, data, gso_size)
         if self.deaf:
             return False
+        packet = sent.packet  # ARP, or a neighbor solicitation
+        question = packet is None or (packet.protocol == 58 and sent.data[0] == 135)
+        if question and self.interface.neighbors.doubted:
+            self.asked.append(sent)
+            return True
         self.sent.append(sent)
         return True
 
@@ -200,6 +206,7 @@ class World:
         """Who may wait for something."""
         yield from self.interface.tcp.connections.values()
         yield self.interface.tcp  # deferred ACKs
+        yield self.interface.tcp.repeats
         yield from self.interface.udp.flows.values()
         yield from self.interface.icmp.flows.values()
         yield from self.interface.reassembly.partials.values()

@@ -25,7 +25,8 @@ keep-alive answers, bounds on flows, half-open flows and memory, with an evictio
 
 A small store keeps what comes behind a hole and tells of it in SACK blocks (``ahead``, RFC 2018): without it one lost
 frame makes the guest send all that follows again without a round-trip sample, and its time-out doubles with each
-further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03).
+further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03). An ACK that may have been lost itself is repeated
+(``repeats``).
 
 The ACK of a small request waits up to ``ack_delay`` for the answer to carry it while guest and host take turns, as most
 conversations begin. Both families are the same here; ``headers`` and the key's length know which it is.

@@ -294,6 +294,10 @@ class Connection(Receiver):
         self.moves = neighbors.moves
         self.header.aim(neighbors.mac_of(self.key[: len(self.key) - 4 >> 1]))
 
+    def reached(self) -> None:
+        """RFC 4861 §7.3.1: no need to ask where the guest is."""
+        self.table.neighbors.doubted.pop(self.key[: len(self.key) - 4 >> 1], None)
+
     # -- events of the host side ---------------------------------------------------------------------------------
 
     def host_writable(self, now: float) -> None:
@@ -367,9 +371,11 @@ class Connection(Receiver):
                 self.host.abort()
                 return
             self.rtt_seq = -1
+            self._doubt(now)
             self._send_syn(SYN if state == SYN_SENT else SYN | ACK, self.snd_una)
             table.timers.arm(self, now + self.rto * (1 << self.retries))
         elif self.snd_una != self.snd_nxt:
+            self._doubt(now)
             if not self.retransmission_due(now):
                 table.counters.tcp_timeouts += 1
                 self.abort()
@@ -380,6 +386,11 @@ class Connection(Receiver):
                 self.host.resume(now)
             else:
                 self.probe(now)
+
+    def _doubt(self, now: float) -> None:
+        """After the second time-out: is the guest still where it was?"""
+        if self.retries > 1:
+            self.table.reachability.doubt(self.key[: len(self.key) - 4 >> 1], now)
 
     def abort(self) -> None:
         """RST to the guest and leave; the host side is the caller's."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from netd.stack.headers import SegmentHeader
 from netd.stack.ports import HostStream
 from netd.stack.tcp.ahead import Ahead
+from netd.stack.tcp.repeats import WATCHED
 from netd.stack.tcp.sender import HALF, MASK, Sender
 from netd.stack.tcp.states import CLOSED
 from netd.wire.tcp import ACK, FIN
@@ -26,6 +27,7 @@ class Receiver(Sender):
         "overflow",  # accepted from the guest, not yet taken by the host socket
         "sack",  # the guest understands SACK
         "state",
+        "watched",  # ACKs that are repeated if nothing follows: frames get lost here
     )
 
     host: HostStream
@@ -37,6 +39,7 @@ class Receiver(Sender):
         self.sack = False
         self.ahead: Ahead | None = None
         self._draining = False
+        self.watched = 0
 
     def _accept(self, data: memoryview, size: int) -> int:
         """Payload to the host socket or the overflow; how many bytes were taken."""
@@ -81,6 +84,7 @@ class Receiver(Sender):
             if kept:
                 table.counters.drop_tcp_out_of_order -= 1
                 table.counters.tcp_held += 1
+        self.watched = WATCHED
         self.send_ack()  # one duplicate ACK each, so that the guest's fast retransmit fires (RFC 5681 §3.2)
 
     def _fill(self) -> bool:
@@ -105,10 +109,13 @@ class Receiver(Sender):
             self.ahead = None
         return True
 
-    def send_ack(self) -> None:
-        """A bare ACK of what has been accepted, and of what is held, now."""
+    def send_ack(self, again: bool = False) -> None:
+        """A bare ACK of what has been accepted, and of what is held, now; ``again``: without anything new."""
         ahead = self.ahead
         self.emit(self.snd_nxt, ACK, options=ahead.option() if ahead is not None and self.sack else b"")
+        if self.watched and not again:
+            self.watched -= 1
+            self.table.repeats.watch(self, self.table.now)
 
     def window(self) -> int:
         """RCV.WND: what the overflow can still hold."""

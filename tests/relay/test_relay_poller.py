@@ -1,0 +1,121 @@
+"""The network's own epoll: what is told, to whom, and what is not told any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from netd.relay.poller import EVENTS, READ, WRITE, Poller
+
+
+@pytest.fixture
+async def poller() -> AsyncIterator[Poller]:
+    poller = Poller(asyncio.get_running_loop())
+    yield poller
+    poller.close()
+
+
+class Waiting:
+    """Does ``deed`` when told, and notes it."""
+
+    def __init__(self, deed: Callable[[], None] = lambda: None) -> None:
+        self.deed = deed
+        self.told: list[int] = []
+        self.event = asyncio.Event()
+
+    def on_ready(self, events: int) -> None:
+        self.told.append(events)
+        self.event.set()
+        self.deed()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    a, b = socket.socketpair()
+    a.setblocking(False)
+    return a, b
+
+
+async def test_what_is_waited_for_is_told(poller: Poller) -> None:
+    a, b = pair()
+    with a, b:
+        owner = Waiting(lambda: poller.change(a.fileno(), READ))
+        poller.begin(a.fileno(), WRITE, owner)
+        await asyncio.wait_for(owner.event.wait(), 5)
+        assert owner.told[0] == WRITE
+        owner.event.clear()
+        owner.told.clear()
+        await asyncio.sleep(0.01)
+        assert owner.told == []  # writable still, and nobody asks
+        owner.deed = lambda: poller.end(a.fileno())
+        b.send(b"x")
+        await asyncio.wait_for(owner.event.wait(), 5)
+        assert owner.told == [READ] and not len(poller)
+        await asyncio.sleep(0.01)
+        assert owner.told == [READ]
+
+
+async def test_one_that_ends_in_the_round_is_not_told(poller: Poller) -> None:
+    """Its descriptor's number may be another one's by then, and the news is not for that one."""
+    first, second, third = pair(), pair(), pair()
+    owners: list[Waiting] = []
+    newcomer = Waiting()
+
+    def close_the_other() -> None:
+        this = 0 if owners[0].told else 1
+        other = 1 - this
+        number = (first, second)[other][0].fileno()
+        for end in (first, second):
+            poller.end(end[0].fileno())
+        (first, second)[other][0].close()
+        assert os.dup2(third[0].fileno(), number) == number
+        poller.begin(number, READ, newcomer)
+
+    for mine, theirs in (first, second):
+        owners.append(Waiting(close_the_other))
+        poller.begin(mine.fileno(), READ, owners[-1])
+        theirs.send(b"x")
+    reused = {first[0].fileno(), second[0].fileno()}
+    while not any(owner.told for owner in owners):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert len(owners[0].told) + len(owners[1].told) == 1
+    assert newcomer.told == []
+    third[1].send(b"x")
+    await asyncio.wait_for(newcomer.event.wait(), 5)
+    assert newcomer.told[0] == READ
+    for number in reused:
+        if number in poller._owners:
+            poller.end(number)
+            os.close(number)
+    for end in (*first, *second, *third):
+        end.close()
+
+
+async def test_all_have_their_turn(poller: Poller) -> None:
+    """More than one round takes, each of them always ready."""
+    ends = [pair() for _ in range(3 * EVENTS)]
+    owners = [Waiting() for _ in ends]
+    for (mine, _), owner in zip(ends, owners, strict=True):
+        poller.begin(mine.fileno(), WRITE, owner)
+    for owner in owners:
+        await asyncio.wait_for(owner.event.wait(), 5)
+    counts = [len(owner.told) for owner in owners]
+    assert max(counts) - min(counts) <= 1
+    for mine, theirs in ends:
+        poller.end(mine.fileno())
+        mine.close()
+        theirs.close()
+
+
+async def test_an_end_is_told_to_whoever_waits_for_anything(poller: Poller) -> None:
+    a, b = pair()
+    with a:
+        owner = Waiting(lambda: poller.end(a.fileno()))
+        poller.begin(a.fileno(), READ, owner)
+        b.close()
+        await asyncio.wait_for(owner.event.wait(), 5)
+        assert owner.told[0] & READ

@@ -1,0 +1,139 @@
+"""The host side of a connection: when it tries, when it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from netd.pace import Pace
+from netd.relay.poller import Poller
+from netd.relay.source import ANYWHERE
+from netd.relay.stream import Address, Stream
+from netd.stack.ports import NET_UNREACHABLE, RESET
+
+
+class Told:
+    """What a connection hears, in order (``ports.GuestStream``)."""
+
+    def __init__(self) -> None:
+        self.words: list[object] = []
+        self.event = asyncio.Event()
+
+    def host_connected(self, now: float) -> None:
+        self.words.append("connected")
+        self.event.set()
+
+    def host_refused(self, code: int, now: float) -> None:
+        self.words.append(code)
+        self.event.set()
+
+    def room(self) -> int:
+        return 0
+
+    def from_host(self, data: bytes, now: float) -> None:
+        self.words.append(data)
+
+    def host_paused(self, now: float) -> None: ...
+
+    def host_eof(self, now: float) -> None: ...
+
+    def host_writable(self, now: float) -> None: ...
+
+    def host_reset(self, now: float) -> None:
+        self.words.append("reset")
+        self.event.set()
+
+
+Begin = Callable[[list[Address]], tuple[Stream, Told]]
+
+
+@pytest.fixture
+async def begin() -> AsyncIterator[Begin]:
+    """Connects, within one call as a frame's."""
+
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop)
+
+    def connect(addresses: list[Address]) -> tuple[Stream, Told]:
+        stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
+        stream.connection = told = Told()
+        stream.connect(addresses, ANYWHERE)
+        return stream, told
+
+    yield connect
+    assert not len(poller)
+    poller.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def test_it_tries_at_once_and_tells_later(begin: Begin) -> None:
+    """What a SYN costs counts to the turn of the guest that sent it; the stack is told from the loop."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        assert stream.sock is not None and stream.sock.getpeername() == listener.getsockname()
+        assert told.words == []
+        await asyncio.wait_for(told.event.wait(), 5)
+        assert told.words == ["connected"]
+        stream.close()
+
+
+async def test_a_refusal_is_told_later_too(begin: Begin) -> None:
+    stream, told = begin([("127.0.0.1", free_port())])
+    assert told.words == []
+    await asyncio.wait_for(told.event.wait(), 5)
+    assert told.words == [RESET]
+    stream.close()
+
+
+async def test_the_next_address_is_tried(begin: Begin) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([("127.0.0.1", free_port()), ("240.0.0.1", 9), listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        assert told.words == ["connected"]
+        stream.close()
+
+
+async def test_nothing_is_told_to_a_guest_that_gave_up(begin: Begin) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ends = [begin([listener.getsockname()]), begin([("127.0.0.1", free_port())])]
+        for stream, _ in ends:
+            stream.close()
+        await asyncio.sleep(0.05)
+        assert [told.words for _, told in ends] == [[], []]
+
+
+async def test_no_address_at_all(begin: Begin) -> None:
+    stream, told = begin([])
+    await asyncio.wait_for(told.event.wait(), 5)
+    assert told.words == [NET_UNREACHABLE]
+    stream.close()
+
+
+async def test_one_that_cannot_be_waited_for_is_reset(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's epoll watches, or memory, are used up."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as others:
+        for _ in range(2):  # the backlog is full: the kernel goes on connecting
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        monkeypatch.setattr("netd.relay.poller.Poller.begin", full)
+        stream, told = begin([listener.getsockname()])
+        assert told.words == []
+        await asyncio.wait_for(told.event.wait(), 5)
+        assert told.words == ["reset"]
+        stream.close()
