@@ -143,8 +143,7 @@ async def test_from_loopback_to_loopback(world: World, attach: Attach, family: i
                 await exchange(datagrams, data, asked)
         if family == V4:
             with world.outside.socket() as client:
-                await aside(client.connect, (HOST, 8080))
-                assert (await aside(end_of, client))[1] == errno.ECONNRESET
+                assert await aside(reset_at_once, client, (HOST, 8080))
     for forward in guest.network.forwards():
         guest.network.remove_forward(forward.id)
 
