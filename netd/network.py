@@ -227,10 +227,9 @@ class Network:
             fds["life"] = [self.lifeline.fd]
         for name, fd in self.held.items():
             fds[f"held-{name}"] = [fd]
-        for id_, sockets in self._forwards.listeners():
-            status = self._forwards.get(id_)
-            if status.origin != AUTO and not status.spec.best_effort:  # these can be bound anew, or left out
-                fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
+        for forward in self._forwards:
+            if forward.origin != AUTO and not forward.spec.best_effort:  # these can be bound anew, or left out
+                fds[f"port-{forward.id}"] = [sock.fileno() for sock in forward.sockets]
         return fds
 
     def next_forward_id(self) -> int:

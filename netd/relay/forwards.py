@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -165,9 +165,9 @@ class Forwards:
         """In order of their numbers."""
         return [forward.status() for forward in self._forwards.values()]
 
-    def listeners(self) -> list[tuple[int, list[socket.socket]]]:
-        """(number, sockets) of each, for the service manager's store."""
-        return [(forward.id, forward.sockets) for forward in self._forwards.values()]
+    def __iter__(self) -> Iterator[Forward]:
+        """In order of their numbers."""
+        return iter(self._forwards.values())
 
     def _on_accept(
         self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int

@@ -136,6 +136,8 @@ class UdpListener(UdpSocket):
 
     def close(self) -> None:
         """Unpublish. Unlike a TCP connection a UDP peer cannot outlive the socket, so its flows end, too."""
+        if self.inward is not None and self._sock is not None:
+            self.inward.forget(self._sock)
         for flow in list(self._flows.values()):
             self._table.expire(flow)
         super().close()
