@@ -136,6 +136,16 @@ class Inside:
             self._diags[name] = sock, diag
         return diag
 
+    def counters(self) -> dict[str, int]:
+        """What came to nothing, by name."""
+        splices, clients = self._splices, self._clients
+        return {
+            "spliced_refused": splices.refused,
+            "spliced_over_limit": splices.over_limit + clients.evicted,
+            "spliced_unavailable": splices.unavailable + self.outward.unavailable + self.inward.unavailable,
+            "drop_spliced_udp": clients.dropped + clients.refused,
+        }
+
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:

@@ -206,6 +206,7 @@ class Network:
         """As it stands."""
         counters = self._interface.counters.as_dict()
         counters["drop_link"] += self._link.drops
+        counters |= self._inside.counters()
         return NetworkStatus(
             id=self.id,
             spec=self.spec,
@@ -218,6 +219,7 @@ class Network:
             forwards=tuple(self._forwards.all()),
             flows=self._interface.flow_counts(),
             counters=counters,
+            loopback_ports=tuple(self._inside.outward.all()),
         )
 
     def stored_fds(self) -> dict[str, list[int]]:

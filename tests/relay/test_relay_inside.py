@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from netd.relay import autoports
-from netd.relay.outward import OutwardStatus
-from netd.specs import ForwardSpec, PortRule
+from netd.specs import ForwardSpec, LoopbackPort, PortRule
 from tests.lab import HOST, World, aside, both_ways, open_fds, until
 from tests.relay.test_relay_outward import exchange, reset_at_once
 from tests.relay.test_relay_splice import end_of
@@ -79,7 +78,7 @@ async def test_out_as_long_as_somebody_listens(world: World, attach: Attach, mon
     outward = guest.network._inside.outward
     await guest.network.rules.add("out", PortRule("tcp", 1, 32767, 1, interface="lo", auto=True), "pasta")
     with served(world.host, "tcp", V4, port=8003) as service:
-        await until(lambda: outward.all() == [OutwardStatus("tcp", 8003, 8003, 0)])
+        await until(lambda: outward.all() == [LoopbackPort("tcp", 8003, 8003, 0)])
         with guest.socket() as client, guest.socket(family=V6) as client6:
             await aside(client.connect, ("127.0.0.1", 8003))
             server, _ = await aside(service.accept)

@@ -16,10 +16,11 @@ import pytest_asyncio
 
 from netd.relay import inward as inward_
 from netd.relay.inward import Inward
-from netd.relay.outward import Outward, OutwardStatus
+from netd.relay.outward import Outward
 from netd.relay.splice import Splices
 from netd.relay.stream import prepare
 from netd.relay.udp_relay import IDLE, UdpClients, UdpEntrance
+from netd.specs import LoopbackPort
 from tests.lab import Netns, World, aside, both_ways, open_fds, until
 from tests.relay.test_relay_limits import out_of_descriptors
 from tests.relay.test_relay_splice import end_of, reset_by
@@ -107,7 +108,7 @@ async def test_tcp(stage: Stage, family: int) -> None:
         with server:
             server.settimeout(20)
             assert peer[0] == LOOPBACK[family]
-            assert stage.outward.all() == [OutwardStatus("tcp", 8080, port_of(service), 1)]
+            assert stage.outward.all() == [LoopbackPort("tcp", 8080, port_of(service), 1)]
             await both_ways(client, server, 1_000_000)
         await until(lambda: stage.outward.all()[0].connections == 0)
     assert stage.events
@@ -229,7 +230,7 @@ async def test_udp(stage: Stage, family: int) -> None:
             for data in (b"abc", b"", b"x" * 65000, b"end"):
                 seen.add(await exchange(client, data, service))
         assert len(seen) == 3  # as many clients as there are
-        assert stage.outward.all() == [OutwardStatus("udp", 5353, port_of(service), 3)]
+        assert stage.outward.all() == [LoopbackPort("udp", 5353, port_of(service), 3)]
         assert stage.outward.ports("udp") == {5353}
         for client in clients:
             client.close()
