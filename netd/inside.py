@@ -63,9 +63,15 @@ class Inside:
     async def listen(self, rule: PortRule, first: int, last: int) -> None:
         """Have the ports ``first``..``last`` of ``rule`` on the guest's loopback lead to the host's: all or none, or as
         many as there are with ``best_effort``, one at least. PortInUse, AddressUnavailable, LimitReached."""
-        here = {port for _, port, _, _ in self.outward.listeners()}
-        if len(here) + last - first + 1 > PORTS_MAX:
-            raise LimitReached(f"at most {PORTS_MAX} ports of a guest's loopback lead to the host")
+        room = PORTS_MAX - len(self.outward.listeners())
+        if last - first + 1 > room:
+            bound = f"at most {PORTS_MAX} ports of a guest's loopback lead to the host"
+            if not rule.best_effort:
+                raise LimitReached(bound)
+            logger.warning("of %s some are left out: %s", rule, bound)
+            last = first + room - 1
+            if not room:
+                return
         families = (6,) if ":" in rule.address else (4,) if rule.address else (4, 6)
         plans = [
             SocketPlan("listen", family, rule.protocol, port=port, interface="lo")

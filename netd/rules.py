@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
-from netd.errors import NetdError, NoSuchPort
+from netd.errors import LimitReached, NetdError, NoSuchPort
 from netd.inside import Inside
 from netd.relay.autoports import (
     AutoPort,
@@ -108,6 +108,9 @@ class Rules:
                 if not rule.best_effort:
                     raise RuleFailed(rule, error) from None
                 failed.append(error)
+                if isinstance(error, LimitReached):
+                    logger.warning("%s: of %s no more: %s", self._name, rule, error)
+                    return
             if len(specs) > 1:
                 await asyncio.sleep(0)
         if failed and not entry.ids:

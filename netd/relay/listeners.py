@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import time
 
-from netd.errors import AddressUnavailable, InvalidSpec, NetdError, PortInUse, PortPrivileged
+from netd.errors import AddressUnavailable, InvalidSpec, LimitReached, NetdError, PortInUse, PortPrivileged
 from netd.relay.sockaddr import Sockaddr, is_literal, resolve
 from netd.specs import ForwardSpec
 
@@ -39,15 +40,23 @@ def listen(spec: ForwardSpec, kept: Kept) -> list[list[socket.socket]]:
     """
     ports: list[list[socket.socket]] = []
     error: Exception | None = None
+    reserve = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # for what is not best effort, of other networks, too
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
             try:
-                ports.append(_listen_port(spec, port, kept))
+                sockets = _listen_port(spec, port, kept)
+                if spec.best_effort and sockets[0].fileno() >= reserve:
+                    _close(sockets)
+                    raise LimitReached(f"ports of best effort take no more than {reserve} descriptors")
+                ports.append(sockets)
             except (NetdError, OSError) as e:
                 if not spec.best_effort:
                     raise
                 error = error or e
                 ports.append([])
+                if isinstance(e, LimitReached):
+                    ports += [[] for _ in range(spec.host_port + spec.range - port - 1)]
+                    break
         if error is not None and not any(ports):
             raise error
     except BaseException:

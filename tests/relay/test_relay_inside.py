@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from netd import inside
 from netd.relay import autoports
+from netd.rules import RuleFailed
 from netd.specs import ForwardSpec, LoopbackPort, PortRule
 from tests.lab import HOST, World, aside, both_ways, open_fds, until
 from tests.relay.test_relay_outward import exchange, reset_at_once
@@ -170,3 +172,28 @@ async def test_the_end_takes_all_along(world: World, attach: Attach) -> None:
             for sock in (out, back, *ends):
                 assert (await aside(end_of, sock))[1] == errno.ECONNRESET
                 sock.close()
+
+
+async def test_so_many_ports_of_the_guests_loopback(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORTS_MAX: a rule is refused as a whole, one of best effort has what there is room for."""
+    monkeypatch.setattr(inside, "PORTS_MAX", 10)
+    guest = await attach(**LIKE)
+    before, rules = open_fds(), guest.network.rules
+    await rules.add("out", PortRule("tcp", 8000, 8005, 8000, interface="lo"), "pasta")
+    with pytest.raises(RuleFailed, match="at most 10 ports"):
+        await rules.add("out", PortRule("tcp", 9000, 9004, 9000, interface="lo"), "pasta")
+    await rules.add("out", PortRule("udp", 1, 32767, 1, interface="lo", best_effort=True), "pasta")
+    ports = guest.network.status().loopback_ports
+    assert [p.port for p in ports] == [8000, 8001, 8002, 8003, 8004, 8005, 1, 2, 3, 4]
+    for rule in rules.table("out"):
+        await rules.remove("out", rule)
+    assert guest.network.status().loopback_ports == () and open_fds() == before
+
+
+async def test_a_rule_is_had_whole_or_not_at_all(attach: Attach) -> None:
+    guest = await attach(**LIKE)
+    before, rules = open_fds(), guest.network.rules
+    with served(guest, "tcp", V4, port=8003), pytest.raises(RuleFailed) as failed:
+        await rules.add("out", PortRule("tcp", 8000, 8005, 8000, interface="lo"), "pasta")
+    assert (failed.value.error.port, failed.value.error.reason) == (8003, "Address already in use")  # type: ignore[attr-defined]
+    assert guest.network.status().loopback_ports == () and open_fds() == before
