@@ -12,7 +12,8 @@ import select
 from asyncio import AbstractEventLoop
 from typing import Protocol
 
-READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
+END = select.EPOLLRDHUP  # no more than what is there will come
 EVENTS = 8  # taken at once: then it is another network's turn
 
 
@@ -20,7 +21,7 @@ class Owner(Protocol):
     """Whoever waits for a descriptor."""
 
     def on_ready(self, events: int) -> None:
-        """What epoll_wait(2) says of it; EPOLLERR and EPOLLHUP are told whether wanted or not."""
+        """What epoll_wait(2) says of it, END among it; EPOLLERR and EPOLLHUP are told whether wanted or not."""
 
 
 class Poller:

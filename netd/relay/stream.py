@@ -12,7 +12,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Protocol
 
-from netd.relay.poller import READ, WRITE, Poller
+from netd.relay.poller import END, READ, WRITE, Poller
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
@@ -224,8 +224,11 @@ class Stream:
         if self.sock is not None and not self._waits & READ:
             self._pull(now)
 
-    def _pull(self, now: float) -> None:
-        """Read and forward until the socket is empty, the guest is full, or it is another flow's turn."""
+    def _pull(self, now: float, end: int = 0) -> None:
+        """Read and forward until the socket is empty, the guest is full, or it is another flow's turn.
+
+        ``end``: the host's peer has finished sending, so that the last bytes and the end can go in one frame.
+        """
         connection = self.connection
         sock = self.sock
         if sock is None:
@@ -251,11 +254,23 @@ class Stream:
                 self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now)
                 return
+            if end and size < room and self._is_empty(sock):
+                self._wait(sock, self._waits & ~READ)
+                connection.host_eof(now, data)
+                return
             deliver(data, now)
             if size < room or clock() > until:
                 break
         if not self._waits & READ and self.sock is not None:
             self._wait(sock, self._waits | READ)
+
+    @staticmethod
+    def _is_empty(sock: socket.socket) -> bool:
+        """Whether the end is next; a short read may have stopped at urgent data (tcp(7))."""
+        try:
+            return not sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
 
     # -- readiness -----------------------------------------------------------------------------------------------
 
@@ -270,7 +285,7 @@ class Stream:
                 return
             self._on_writable(sock)
         if events & ~WRITE and self._waits & READ:
-            self._pull(self._clock())
+            self._pull(self._clock(), events & END)
             self._flush()
 
     def _wait(self, sock: socket.socket, events: int) -> None:

@@ -54,8 +54,8 @@ class GuestStream(Protocol):
     def host_paused(self, now: float) -> None:
         """There was no room; ``HostStream.resume`` will be called."""
 
-    def host_eof(self, now: float) -> None:
-        """The host's peer has finished sending."""
+    def host_eof(self, now: float, last: bytes = b"") -> None:
+        """The host's peer has finished sending; ``last``, at most ``room()`` bytes, came before that."""
 
     def host_writable(self, now: float) -> None:
         """The answer to ``want_write``."""

@@ -238,6 +238,8 @@ class Chaos:
             lambda: setattr(stream, "capacity", random.choice((0, 0, 50, None))),
             lambda: setattr(stream, "read_at_most", random.choice((1, 10, 1 << 30))),
             stream.ends,
+            lambda: setattr(stream, "joins", not stream.joins),
+            lambda: (setattr(stream, "eof", True), stream.gets(b"last"))[1],
         ]
         if random.random() < 0.05:
             deeds = [stream.resets, lambda: setattr(stream, "failing", True)]

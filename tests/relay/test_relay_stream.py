@@ -24,6 +24,7 @@ class Told:
     def __init__(self) -> None:
         self.words: list[object] = []
         self.event = asyncio.Event()
+        self.window = 0
 
     def host_connected(self, now: float) -> None:
         self.words.append("connected")
@@ -34,14 +35,16 @@ class Told:
         self.event.set()
 
     def room(self) -> int:
-        return 0
+        return self.window
 
     def from_host(self, data: bytes, now: float) -> None:
         self.words.append(data)
 
     def host_paused(self, now: float) -> None: ...
 
-    def host_eof(self, now: float) -> None: ...
+    def host_eof(self, now: float, last: bytes = b"") -> None:
+        self.words.append(("end", last))
+        self.event.set()
 
     def host_writable(self, now: float) -> None: ...
 
@@ -137,3 +140,49 @@ async def test_one_that_cannot_be_waited_for_is_reset(begin: Begin, monkeypatch:
         await asyncio.wait_for(told.event.wait(), 5)
         assert told.words == ["reset"]
         stream.close()
+
+
+async def reads(begin: Begin, window: int, *deeds: Callable[[socket.socket], object]) -> list[object]:
+    """What the connection hears of what the host's peer does before it is looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        told.event.clear()
+        told.words.clear()
+        told.window = window
+        stream.resume(0.0)
+        peer, _ = listener.accept()
+        with peer:
+            for deed in deeds:
+                deed(peer)
+            while not any(isinstance(word, tuple) for word in told.words):
+                await asyncio.wait_for(told.event.wait(), 5)
+        stream.close()
+        return told.words
+
+
+async def test_the_last_bytes_and_the_end_are_told_together(begin: Begin) -> None:
+    words = await reads(begin, 100, lambda peer: peer.send(b"last words"), lambda peer: peer.shutdown(socket.SHUT_WR))
+    assert words == [("end", b"last words")]
+
+
+async def test_what_does_not_fit_at_once_is_not_the_last(begin: Begin) -> None:
+    words = await reads(begin, 6, lambda peer: peer.send(b"last words"), lambda peer: peer.shutdown(socket.SHUT_WR))
+    assert words == [b"last w", ("end", b"ords")]
+
+
+async def test_what_just_fits(begin: Begin) -> None:
+    words = await reads(begin, 5, lambda peer: peer.send(b"last words"), lambda peer: peer.shutdown(socket.SHUT_WR))
+    assert words == [b"last ", b"words", ("end", b"")]
+
+
+async def test_a_read_that_stops_at_urgent_data_is_not_the_last(begin: Begin) -> None:
+    words = await reads(
+        begin,
+        100,
+        lambda peer: peer.send(b"before"),
+        lambda peer: peer.send(b"!", socket.MSG_OOB),
+        lambda peer: peer.send(b"behind"),
+        lambda peer: peer.shutdown(socket.SHUT_WR),
+    )
+    assert words == [b"before", ("end", b"behind")]

@@ -33,6 +33,7 @@ class FakeStream:
         self.failing = False
         self.finished = self.closed = self.aborted = False
         self.read_at_most = 1 << 30
+        self.joins = True  # the last bytes and the end where they are there together
 
     # -- what the stack calls ------------------------------------------------------------------------------------
 
@@ -133,6 +134,11 @@ class FakeStream:
             data = bytes(self.waiting[: min(room, self.read_at_most)])
             if data:
                 del self.waiting[: len(data)]
+                if self.eof and self.joins and not self.waiting and len(data) < room:
+                    self.eof_told = True
+                    self.reading = False
+                    self.connection.host_eof(self.world.now, data)
+                    return
                 self.connection.from_host(data, self.world.now)
                 filled = len(data) == room
             elif not self.eof:

@@ -9,6 +9,7 @@ from netd.stack.limits import Limits
 from netd.stack.tcp.states import STATES
 
 from .guest import Conversation, Guest
+from .host import FakeStream
 from .world import World
 
 
@@ -82,6 +83,60 @@ def test_data_and_fin_in_one_segment(world: World, guest: Guest) -> None:
     tcp.sends(ACK | PSH | FIN, b"bye")
     tcp.sees(ACK, ack=105)
     assert stream.taken == b"bye" and stream.finished
+
+
+def last_words(guest: Guest) -> tuple[Conversation, FakeStream]:
+    """The host's peer has said them and ended before they were read."""
+    tcp, stream = guest.connects()
+    stream.eof = True
+    stream.gets(b"last words")
+    tcp.sees(ACK | PSH | FIN, b"last words", seq=1)
+    assert state(guest.world) == "fin_wait_1"
+    return tcp, stream
+
+
+def test_the_hosts_last_words_and_its_fin_in_one_segment(world: World, guest: Guest) -> None:
+    tcp, stream = last_words(guest)
+    tcp.sends(ACK, ack=12)
+    assert state(world) == "fin_wait_2"
+    tcp.sends(ACK | FIN)
+    tcp.sees(ACK, seq=12, ack=102)
+    assert state(world) == "time_wait" and stream.closed and not stream.aborted
+    assert not world.interface.tcp.memory.used
+
+
+def test_both_come_again(world: World, guest: Guest) -> None:
+    """The words first, then what else was lost."""
+    tcp, _ = last_words(guest)
+    world.jump()
+    tcp.sees(ACK | PSH, b"last words", seq=1)
+    tcp.sends(ACK, ack=11)
+    tcp.sees(FIN | ACK, seq=11)
+    assert state(world) == "fin_wait_1"
+    tcp.sends(ACK, ack=12)
+    assert state(world) == "fin_wait_2"
+
+
+def test_the_words_without_the_fin_are_acknowledged(world: World, guest: Guest) -> None:
+    tcp, _ = last_words(guest)
+    tcp.sends(ACK, ack=11)
+    tcp.sees_nothing()
+    world.jump()
+    tcp.sees(FIN | ACK, seq=11)
+    tcp.sends(ACK, ack=12)
+    assert state(world) == "fin_wait_2"
+
+
+def test_last_words_to_a_guest_that_has_closed(world: World, guest: Guest) -> None:
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | FIN)
+    tcp.sees(ACK, ack=102)
+    stream.eof = True
+    stream.gets(b"last words")
+    tcp.sees(ACK | PSH | FIN, b"last words", seq=1, ack=102)
+    assert state(world) == "last_ack"
+    tcp.sends(ACK, ack=12)
+    assert state(world) == "closed" and stream.closed and not stream.aborted
 
 
 def test_the_fin_waits_for_what_the_host_has_not_taken(world: World, guest: Guest) -> None:

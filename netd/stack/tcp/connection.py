@@ -27,7 +27,7 @@ from netd.stack.tcp.states import (
     TIME_WAIT,
 )
 from netd.stack.timers import NEVER
-from netd.wire.tcp import ACK, FIN, RST, SYN, syn_options
+from netd.wire.tcp import ACK, FIN, PSH, RST, SYN, syn_options
 
 if TYPE_CHECKING:
     from netd.stack.headers import SegmentHeader
@@ -327,15 +327,17 @@ class Connection(Receiver):
                 if offered < half <= self.window():
                     self.send_ack()
 
-    def host_eof(self, now: float) -> None:
-        """The host's peer has finished sending: FIN behind what is in flight."""
+    def host_eof(self, now: float, last: bytes = b"") -> None:
+        """The host's peer has finished sending: FIN behind what is in flight, or in the last segment."""
         state = FIN_TO_GUEST.get(self.state)
         if state is None:
             return
-        seq = self.snd_nxt
-        self.snd_nxt = (seq + 1) & MASK
+        if last:
+            self.from_host(last, now, ACK | PSH | FIN)
+        else:
+            self.emit(self.snd_nxt, FIN | ACK)
+        self.snd_nxt = (self.snd_nxt + 1) & MASK
         self.fin_sent = True
-        self.emit(seq, FIN | ACK)
         self.table.timers.arm(self, now + self.rto)
         self._enter(state, now)
 

@@ -164,7 +164,7 @@ class Sender(ABC):
             return 0
         return room if room > 0 else 0
 
-    def from_host(self, data: bytes, now: float) -> None:
+    def from_host(self, data: bytes, now: float, flags: int = ACK | PSH) -> None:
         """Bytes read from the host (1..``room()``): sent now, kept until acknowledged."""
         size = len(data)
         if self.haste:
@@ -181,7 +181,7 @@ class Sender(ABC):
         if self.rtt_seq < 0:
             self.rtt_seq = self.snd_nxt
             self.rtt_at = now
-        self.emit(seq, ACK | PSH, data)
+        self.emit(seq, flags, data)
         if seq == self.snd_una:  # RFC 6298 §5.1: started, not put off
             deadline = now + self.rto
             self.deadline = deadline
