@@ -84,8 +84,8 @@ class Rules:
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
-    async def add(self, table: str, rule: PortRule, origin: str, freebind: bool = False) -> None:
-        """Have one rule more. RuleFailed."""
+    async def add(self, table: str, rule: PortRule, origin: str, freebind: bool = False, follow: bool = True) -> None:
+        """Have one rule more. RuleFailed. ``follow`` False: ``follow`` is called when all have been added."""
         entry = _Entry(rule)
         if not rule.auto:
             try:
@@ -94,7 +94,7 @@ class Rules:
                 self._withdraw(table, entry)
                 raise
         self._tables[table].append(entry)
-        if rule.auto:
+        if rule.auto and follow:
             await self.follow()
 
     async def _publish(self, entry: _Entry, origin: str, freebind: bool) -> None:
@@ -148,6 +148,8 @@ class Rules:
     async def follow(self) -> None:
         """Look who listens, every second as far as there are rules for it. The first look is over on return."""
         rules = {name: [e.rule for e in entries if e.rule.auto] for name, entries in self._tables.items()}
+        if not self._directions and not any(rules.values()):
+            return
         before, self._directions = self._directions, {}
         self._auto.close()
         try:

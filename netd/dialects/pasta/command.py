@@ -258,7 +258,8 @@ class _Attachment:
             for table, specs in (("in", call.tcp_ports + call.udp_ports), ("out", call.tcp_ns + call.udp_ns)):
                 for spec in specs:
                     for rule in spec.rules:
-                        await network.rules.add(table, rule, "pasta", call.freebind)
+                        await network.rules.add(table, rule, "pasta", call.freebind, follow=False)
+            await network.rules.follow()
         except RuleFailed as failed:
             raise Died(rule_failure(failed).rstrip("\n")) from None
         self._daemon.changed(network)
