@@ -114,7 +114,8 @@ class Listen(Step):
     type: Literal["stream", "seqpacket"] = "stream"
     backlog: int = 64
     replace: bool = True  # unlink what is there before
-    remove: bool = False  # unlink it at Exit, if it is still the same file
+    remove: bool = False  # unlink it at Exit, if it is still the same file,
+    always: bool = False  # and as well where a signal ends the shim
 
 
 class Write(Step):

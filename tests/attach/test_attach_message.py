@@ -88,6 +88,7 @@ def test_steps_are_written_as_the_shim_reads_them() -> None:
         "backlog": 64,
         "replace": True,
         "remove": False,
+        "always": False,
     }
 
 

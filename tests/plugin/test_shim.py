@@ -236,7 +236,7 @@ def test_listens_where_asked(bench: Bench, tmp_path: Path, kind: str) -> None:
 def test_removes_its_socket_at_exit_unless_it_is_anothers(bench: Bench, tmp_path: Path, replaced: bool) -> None:
     path = tmp_path / "api.sock"
     shim, peer = bench.meet()
-    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True)
+    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True, always=True)
     assert answer["ok"]
     os.close(fd)
     if replaced:
@@ -357,7 +357,9 @@ def test_a_signal_takes_its_socket_away_as_well(
 ) -> None:
     path = tmp_path / "control.sock"
     shim, peer = bench.meet(cwd=tmp_path)
-    answer, fd = peer.ask("listen", path="control.sock", type="stream", backlog=1, replace=True, remove=True)
+    answer, fd = peer.ask(
+        "listen", path="control.sock", type="stream", backlog=1, replace=True, remove=True, always=True
+    )
     assert answer["ok"]
     os.close(fd)
     pid = shim.pid
@@ -379,7 +381,7 @@ def test_a_signal_takes_its_socket_away_as_well(
 def test_a_foreground_that_is_killed_leaves_the_socket_to_the_background(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     shim, peer = bench.meet()
-    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True)
+    answer, fd = peer.ask("listen", path=str(path), type="stream", backlog=1, replace=True, remove=True, always=True)
     os.close(fd)
     assert peer.ask("detach")[0]["ok"]
     shim.terminate()

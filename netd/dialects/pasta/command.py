@@ -226,7 +226,7 @@ class _Attachment:
         if call.stats:
             await self._fd(STATS, SendFd(fd=2), "stderr")
         if call.conf_path:
-            listen = Listen(path=call.conf_path, remove=True)
+            listen = Listen(path=call.conf_path, remove=True, always=True)
             await self._fd(CONTROL, listen, f"Couldn't listen on {call.conf_path}")
             self._control = (await self._shim.ask(Realpath(path=call.conf_path))).text
 
