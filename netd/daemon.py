@@ -427,6 +427,8 @@ class Daemon:
         self._pace = Pace(asyncio.get_running_loop(), clock)
         await self._agent.start()
         self._restore(stored)
+        for network in list(self.networks.values()):
+            await network.rules.resume()
 
     def announce(self) -> None:
         """Tell the observers, who have come by now, of the restored networks."""

@@ -18,6 +18,7 @@ from functools import partial
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
+from netd.inside import Inside
 from netd.link.mirror import Link
 from netd.link.pcap import Capture
 from netd.link.tap import Tap
@@ -25,8 +26,9 @@ from netd.link.trace import Trace
 from netd.netns.plan import OpenTap, SocketPlan
 from netd.pace import Pace
 from netd.relay import forwards, resolver
+from netd.relay.autoports import AutoPorts
 from netd.relay.host import HostNetwork
-from netd.rules import Rules
+from netd.rules import AUTO, Rules
 from netd.services import dns
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec, NetworkStatus
 from netd.stack.interface import Interface
@@ -107,7 +109,19 @@ class Network:
         )
         if not spec.configure:
             self._forwards.address_of = interface.neighbors.address_of_guest
-        self.rules = Rules(self.add_forward, self.remove_forward, partial(open_sockets, self))
+        self._inside = Inside(loop, clock, pace, self._flush, partial(open_sockets, self))
+        self._auto = AutoPorts(loop)
+        self.rules = Rules(
+            self.name,
+            self._auto,
+            self._inside,
+            self.add_forward,
+            self.remove_forward,
+            self.forwards,
+            spec.host_lo_to_ns_lo,
+        )
+        if spec.host_lo_to_ns_lo:
+            self._forwards.inward = self._inside.inward
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()
@@ -161,7 +175,8 @@ class Network:
                 raise
             hint = f"netd port ls {holder}"
             raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
-        self._record_forward(status)
+        if origin != AUTO:
+            self._record_forward(status)
         return status
 
     def remove_forward(self, id_: int, close_connections: bool = False) -> None:
@@ -191,6 +206,7 @@ class Network:
         """As it stands."""
         counters = self._interface.counters.as_dict()
         counters["drop_link"] += self._link.drops
+        counters |= self._inside.counters()
         return NetworkStatus(
             id=self.id,
             spec=self.spec,
@@ -203,6 +219,7 @@ class Network:
             forwards=tuple(self._forwards.all()),
             flows=self._interface.flow_counts(),
             counters=counters,
+            loopback_ports=tuple(self._inside.outward.all()),
         )
 
     def stored_fds(self) -> dict[str, list[int]]:
@@ -212,9 +229,9 @@ class Network:
             fds["life"] = [self.lifeline.fd]
         for name, fd in self.held.items():
             fds[f"held-{name}"] = [fd]
-        for id_, sockets in self._forwards.listeners():
-            if not self._forwards.get(id_).spec.best_effort:  # thousands; they can be bound anew, or left out
-                fds[f"port-{id_}"] = [sock.fileno() for sock in sockets]
+        for forward in self._forwards:
+            if forward.origin != AUTO and not forward.spec.best_effort:  # these can be bound anew, or left out
+                fds[f"port-{forward.id}"] = [sock.fileno() for sock in forward.sockets]
         return fds
 
     def next_forward_id(self) -> int:
@@ -264,6 +281,8 @@ class Network:
             self._loop.remove_reader(self.tap.fd)
             self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
         self._closed = True
+        self.rules.close()
+        self._inside.close(kept)
         self._forwards.close(kept)
         if kept:
             # The guest's kernel lives on with its half of each connection, and would wait for ever where it only reads.

@@ -23,6 +23,7 @@ class ForwardSpec:
     interface: str = ""  # only what comes in by this interface of the host (SO_BINDTODEVICE)
     best_effort: bool = False  # ports of the range that cannot be bound are left out, unless that is all of them
     freebind: bool = False  # host_ip need not be there yet (IP_FREEBIND)
+    dual_stack: bool = False  # without a host_ip: one socket for both families, as pasta has it, instead of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,16 @@ class Lifeline:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopbackPort:
+    """A port of the guest's own loopback that leads to the host's."""
+
+    protocol: str  # "tcp" | "udp"
+    port: int  # in the guest
+    host_port: int
+    connections: int  # open connections (TCP) or clients (UDP) now
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkStatus:
     """A network as it stands."""
 
@@ -148,6 +159,7 @@ class NetworkStatus:
     forwards: tuple[ForwardStatus, ...]
     flows: dict[str, int]  # {"tcp": n, "udp": n, "icmp": n}
     counters: dict[str, int] = field(default_factory=dict)  # every named counter, drops included
+    loopback_ports: tuple[LoopbackPort, ...] = ()
 
 
 def _span(first: int, last: int) -> str:

@@ -271,6 +271,15 @@ class Port(_Reply):
         )
 
 
+class LoopbackPort(_Reply):
+    """A port of the guest's own loopback that leads to the host's (pasta's -T and -U)."""
+
+    protocol: str
+    port: int
+    host_port: int
+    connections: int
+
+
 class Network(_Reply):
     """An attached network namespace."""
 
@@ -309,6 +318,7 @@ class Network(_Reply):
     created_at: str = Field(json_schema_extra={"format": "date-time"})
     offload: bool = Field(description="checksum and segmentation offload are on")
     ports: list[Port]
+    loopback_ports: list[LoopbackPort]
     flows: dict[str, int] = Field(description="open flows by protocol")
     counters: dict[str, int] = Field(description="rx is from the guest, tx to the guest")
 
@@ -352,6 +362,10 @@ class Network(_Reply):
             created_at=rfc3339(status.created),
             offload=status.offload,
             ports=[Port.of(forward) for forward in status.forwards],
+            loopback_ports=[
+                LoopbackPort(protocol=p.protocol, port=p.port, host_port=p.host_port, connections=p.connections)
+                for p in status.loopback_ports
+            ],
             flows=dict(status.flows),
             counters=dict(status.counters),
         )

@@ -13,5 +13,10 @@ resolver      the host's name servers: /etc/resolv.conf, failover
 errqueue      the kernel's word on a datagram's fate, as an ICMP error
 hops          TTL and TOS
 source        the addresses and interfaces that sockets outwards are bound to
+splice        two TCP sockets joined, past the stack; udp_relay the same for UDP
+outward       listeners on the guest's loopback that lead to the host's
+inward        from the host's loopback to the guest's
+sockdiag      who listens in a namespace
+autoports     ports that are published while somebody listens
 sockaddr      packed addresses and sockets' addresses
 """

@@ -47,8 +47,9 @@ def watch(sock: socket.socket) -> None:
     """Have the kernel keep an error queue for ``sock``."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return
+    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 
 
 def local_error(family: int, number: int) -> HostError | None:
@@ -73,9 +74,10 @@ def read_error(sock: socket.socket) -> tuple[Sockaddr, HostError | None, bytes] 
             (socket.IPPROTO_IPV6, IPV6_RECVERR),
         ):
             number, origin, type_, code, _, info, _ = _EXTENDED_ERR.unpack_from(data)
-            if origin == (_ORIGIN_ICMP6 if sock.family == socket.AF_INET6 else _ORIGIN_ICMP):
+            family = socket.AF_INET6 if level == socket.IPPROTO_IPV6 else socket.AF_INET
+            if origin == (_ORIGIN_ICMP6 if family == socket.AF_INET6 else _ORIGIN_ICMP):
                 return peer, HostError(type_, code, info, _offender(data)), quoted
-            return peer, local_error(sock.family, number), quoted
+            return peer, local_error(family, number), quoted
     return peer, None, quoted
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import errno
 import socket
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
-from netd.relay.sockaddr import packed
+from netd.relay.sockaddr import is_loopback, packed
+from netd.relay.splice import Splice
 from netd.relay.stream import Stream, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
 
 if TYPE_CHECKING:
     from netd.relay.host import HostNetwork
+    from netd.relay.inward import Inward
     from netd.stack.addressing import Addressing
     from netd.stack.tcp.table import TcpTable
     from netd.stack.udp import UdpTable
@@ -40,11 +42,12 @@ class Forward:
         self.origin = origin
         self.sockets = sockets
         self.streams: set[Stream] = set()
+        self.splices: set[Splice] = set()  # what leads to the guest's loopback
         self.udp: list[UdpListener] = []
 
     def status(self) -> ForwardStatus:
         """As it stands."""
-        connections = len(self.streams) + sum(len(listener) for listener in self.udp)
+        connections = len(self.streams) + len(self.splices) + sum(len(listener) for listener in self.udp)
         return ForwardStatus(self.id, self.spec, self.origin, "listening", connections)
 
 
@@ -70,6 +73,7 @@ class Forwards:
         self._addressing = addressing
         # Where the guest is that was planned to have an address: one that configures itself may have another.
         self.address_of: Callable[[bytes], bytes] = lambda planned: planned
+        self.inward: Inward | None = None  # where clients on the host's loopback are led, if not to the guest's address
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
@@ -107,19 +111,21 @@ class Forwards:
 
     def _open(self, forward: Forward, sock: socket.socket, port: int) -> None:
         spec = forward.spec
-        guest = partial(self._guest, sock.family, packed(spec.container_ip) if spec.container_ip else b"")
+        guest = partial(self._guest, packed(spec.container_ip) if spec.container_ip else b"")
         if spec.protocol == "tcp":
             prepare(sock)
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
-            forward.udp.append(UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port))
+            listener = UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port)
+            listener.inward = None if spec.container_ip else self.inward
+            forward.udp.append(listener)
 
-    def _guest(self, family: int, address: bytes = b"") -> bytes:
+    def _guest(self, address: bytes, client: bytes) -> bytes:
         """``address``, or the guest's address for clients of that family, or the one it has."""
         if address:
             return address
         guest, guest6 = self._addressing.guest, self._addressing.guest6
-        return self.address_of(guest6 or guest if family == socket.AF_INET6 else guest or guest6)
+        return self.address_of(guest6 or guest if len(client) == 16 else guest or guest6)
 
     def remove(self, id_: int, close_connections: bool, kept: bool = False) -> None:
         """Unpublish; established connections live on unless asked otherwise. NoSuchPort.
@@ -144,6 +150,8 @@ class Forwards:
         if close_connections:
             for stream in list(forward.streams):
                 stream.cut()
+            for splice in list(forward.splices):
+                splice.cut()
             self._flush()
 
     def get(self, id_: int) -> ForwardStatus:
@@ -157,13 +165,14 @@ class Forwards:
         """In order of their numbers."""
         return [forward.status() for forward in self._forwards.values()]
 
-    def listeners(self) -> list[tuple[int, list[socket.socket]]]:
-        """(number, sockets) of each, for the service manager's store."""
-        return [(forward.id, forward.sockets) for forward in self._forwards.values()]
+    def __iter__(self) -> Iterator[Forward]:
+        """In order of their numbers."""
+        return iter(self._forwards.values())
 
-    def _on_accept(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
+    def _on_accept(
+        self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int
+    ) -> None:
         now = self._clock()
-        guest = guest_of()
         for _ in range(ACCEPTS):
             try:
                 sock, client = listener.accept()
@@ -173,8 +182,13 @@ class Forwards:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(forward, listener, guest_of, port)
                 break  # else the client has gone already
+            ip = packed(client[0])
+            guest = guest_of(ip)
+            if self.inward is not None and is_loopback(ip) and not forward.spec.container_ip:
+                self._to_loopback(self.inward, forward, sock, port)
+                continue
             sock.setblocking(False)
-            src = self._addressing.seen_as(packed(client[0]), len(guest))
+            src = self._addressing.seen_as(ip, len(guest))
             stream = self._host.new_stream(sock)
             connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
             if connection is None:
@@ -187,6 +201,13 @@ class Forwards:
             forward.streams.add(stream)
         self._flush()
 
+    def _to_loopback(self, inward: Inward, forward: Forward, sock: socket.socket, port: int) -> None:
+        def joined(splice: Splice) -> None:
+            forward.splices.add(splice)
+            splice.on_close = partial(forward.splices.discard, splice)
+
+        inward.accept(sock, sock.getsockname()[0], port, joined)
+
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
         guest, gateway = self.address_of(self._addressing.guest), self._addressing.gateway
@@ -196,7 +217,7 @@ class Forwards:
         stream.connection = connection
         return True
 
-    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[], bytes], port: int) -> None:
+    def _pause(self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int) -> None:
         """Out of descriptors: the backlog waits, instead of a loop that accepts nothing."""
         self._loop.remove_reader(listener.fileno())
 

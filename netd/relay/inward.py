@@ -89,6 +89,10 @@ class Inward:
             listener, client, control, payload, sockaddr(address, port), partial(self._take_or_count, kind)
         )
 
+    def forget(self, listener: socket.socket) -> None:
+        """End all clients of ``listener``, which is about to be closed."""
+        self._clients.forget(listener)
+
     def _take_or_count(self, kind: Kind) -> socket.socket | None:
         sock = self._take(kind)
         if sock is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import time
 
-from netd.errors import AddressUnavailable, InvalidSpec, NetdError, PortInUse, PortPrivileged
+from netd.errors import AddressUnavailable, InvalidSpec, LimitReached, NetdError, PortInUse, PortPrivileged
 from netd.relay.sockaddr import Sockaddr, is_literal, resolve
 from netd.specs import ForwardSpec
 
@@ -39,15 +40,23 @@ def listen(spec: ForwardSpec, kept: Kept) -> list[list[socket.socket]]:
     """
     ports: list[list[socket.socket]] = []
     error: Exception | None = None
+    reserve = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # for what is not best effort, of other networks, too
     try:
         for port in range(spec.host_port, spec.host_port + spec.range):
             try:
-                ports.append(_listen_port(spec, port, kept))
+                sockets = _listen_port(spec, port, kept)
+                if spec.best_effort and sockets[0].fileno() >= reserve:
+                    _close(sockets)
+                    raise LimitReached(f"ports of best effort take no more than {reserve} descriptors")
+                ports.append(sockets)
             except (NetdError, OSError) as e:
                 if not spec.best_effort:
                     raise
                 error = error or e
                 ports.append([])
+                if isinstance(e, LimitReached):
+                    ports += [[] for _ in range(spec.host_port + spec.range - port - 1)]
+                    break
         if error is not None and not any(ports):
             raise error
     except BaseException:
@@ -67,6 +76,11 @@ def _listen_port(spec: ForwardSpec, port: int, kept: Kept) -> list[socket.socket
     if spec.host_ip:
         family = socket.AF_INET6 if ":" in spec.host_ip else socket.AF_INET
         return [kept.pop((family, port), None) or _listen_one(spec, spec.host_ip, port)]
+    if spec.dual_stack:
+        try:
+            return [kept.pop((socket.AF_INET6, port), None) or _listen_one(spec, "::", port)]
+        except AddressUnavailable:
+            return [kept.pop((socket.AF_INET, port), None) or _listen_one(spec, "0.0.0.0", port)]
     attempt = 0
     while True:
         restored = kept.pop((socket.AF_INET, port), None)
@@ -100,7 +114,7 @@ def _listen_one(spec: ForwardSpec, ip: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         address = resolve(ip, port)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not spec.dual_stack)
         if spec.freebind:
             level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
             sock.setsockopt(level, _IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND, 1)

@@ -11,25 +11,16 @@ import socket
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from netd.relay.sockaddr import Sockaddr, family_of, packed
 from netd.relay.splice import Splice, Splices, reset
 from netd.relay.stream import prepare
 from netd.relay.udp_relay import UdpClients, UdpEntrance
+from netd.specs import LoopbackPort
 
 ACCEPTS = 32  # connections taken per wake-up
 PAUSE = 0.1  # seconds, where there is no descriptor for one more
 _NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class OutwardStatus(NamedTuple):
-    """A port of the guest's loopback as it stands."""
-
-    protocol: str  # "tcp" | "udp"
-    port: int  # in the namespace
-    host_port: int
-    connections: int  # open connections (TCP) or clients (UDP) now
 
 
 class _Port:
@@ -106,11 +97,11 @@ class Outward:
                 splice.cut()
         return True
 
-    def all(self) -> list[OutwardStatus]:
+    def all(self) -> list[LoopbackPort]:
         """As they stand."""
         counts = self._clients.counts()
         return [
-            OutwardStatus(
+            LoopbackPort(
                 port.protocol,
                 port.port,
                 port.host_port,

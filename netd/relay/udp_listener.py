@@ -13,11 +13,12 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from netd.relay.sockaddr import packed
+from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.udp_socket import BATCH, BATCH_BYTES, SOL_UDP, UDP_GRO, UdpSocket, buffers, view
 from netd.stack.flow import UdpFlow
 
 if TYPE_CHECKING:
+    from netd.relay.inward import Inward
     from netd.stack.udp import UdpTable
 
 # linux/in.h, linux/in6.h
@@ -42,13 +43,14 @@ class UdpListener(UdpSocket):
         flush: Callable[[], None],
         table: UdpTable,
         sock: socket.socket,
-        guest: Callable[[], bytes],
+        guest: Callable[[bytes], bytes],
         port: int,
     ) -> None:
         self._guest, self._port = guest, port
         self._control: list[Any] = []  # of the datagram before, and what it says
         self._source: tuple[Any, ...] = ()
         self._segment = 0
+        self.inward: Inward | None = None
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
         else:
@@ -81,7 +83,10 @@ class UdpListener(UdpSocket):
             flow = self._flows.get(client)
             if flow is None:
                 ip = packed(client[0])
-                flow = self._table.from_forward(self._guest(), self._port, ip, client[1], self, now)
+                if self.inward is not None and is_loopback(ip):
+                    self._to_loopback(self.inward, client, view[:size])
+                    continue
+                flow = self._table.from_forward(self._guest(ip), self._port, ip, client[1], self, now)
                 self._flows[client] = flow
                 flow.address = (client, self._source)
             elif flow.address[1] is not self._source:
@@ -91,6 +96,16 @@ class UdpListener(UdpSocket):
             budget -= size
             if budget < 0:
                 return
+
+    def _to_loopback(self, inward: Inward, client: Any, payload: memoryview) -> None:
+        """From the host's loopback to the guest's, one by one."""
+        sock = self._sock
+        if sock is None:
+            return
+        to = "::1" if len(packed(client[0])) == 16 else "127.0.0.1"
+        segment = self._segment or len(payload) or 1
+        for start in range(0, len(payload) or 1, segment):
+            inward.carry(sock, client, self._source, payload[start : start + segment], to, self._port)
 
     def _note(self, control: list[tuple[int, int, bytes]]) -> None:
         """The size of the datagrams in a run (UDP_GRO), and what sends from the address the client wrote to."""
@@ -121,6 +136,8 @@ class UdpListener(UdpSocket):
 
     def close(self) -> None:
         """Unpublish. Unlike a TCP connection a UDP peer cannot outlive the socket, so its flows end, too."""
+        if self.inward is not None and self._sock is not None:
+            self.inward.forget(self._sock)
         for flow in list(self._flows.values()):
             self._table.expire(flow)
         super().close()

@@ -81,6 +81,9 @@ class UdpClients:
         (OSError, None: there can be none) if it is the first. ``control`` is what the answers are sent with."""
         key = (listener.fileno(), address)
         client = self._clients.get(key)
+        if client is not None and client.listener is not listener:  # that one is closed, and its number another's
+            self._end(key, client)
+            client = None
         if client is None:
             client = self._open(listener, address, service, open_socket)
             if client is None:
@@ -130,6 +133,9 @@ class UdpClients:
         self._clients.move_to_end(key)
 
     def _on_readable(self, key: tuple[int, Sockaddr], client: _Client) -> None:
+        if client.listener.fileno() < 0:
+            self._end(key, client)
+            return
         recv_into, sendmsg = client.sock.recv_into, client.listener.sendmsg
         budget = BATCH_BYTES
         for _ in range(BATCH):

@@ -211,3 +211,45 @@ def test_pesto_edits_the_ports_of_a_network_that_runs(machine: Machine) -> None:
     assert f"TCP [127.0.0.1]:5100  =>  {HOST}:8000" in before and "TCP [::]:5101" in before
     assert "5102" not in after.split("deleted 0")[1] and "5100  =>" not in after and "[::]:5101" in after
     assert "hello from inside" in before
+
+
+def test_ports_that_follow_who_listens(machine: Machine) -> None:
+    """``-t auto -- python3 -m http.server``: the port appears on the host, and goes."""
+    said = shell(machine, f"""
+        mkdir -p www; echo hello >www/page; rm -f stop end
+        $pasta --config-net --no-map-gw -t auto -u none -T none -U none -- sh -c '
+            cd www; python3 -m http.server 8123 >/dev/null 2>&1 & while [ ! -e ../stop ]; do sleep .05; done
+            kill $!; while [ ! -e ../end ]; do sleep .05; done; echo ending' & P=$!
+        get() {{ curl -s -m2 http://127.0.0.1:8123/page; }}
+        patiently() {{ for _ in $(seq 500); do "$@" && return; sleep .02; done; }}
+        appeared() {{ get >/dev/null; }}; went() {{ get >/dev/null; [ $? = 7 ]; }}
+        patiently appeared; get; curl -s http://{HOST}:8123/page
+        touch stop; patiently went; get; echo curl $?
+        touch end; wait $P; echo status $?""")  # fmt: skip
+    assert said.split() == ["hello", "hello", "curl", "7", "ending", "status", "0"]
+
+
+@pytest.mark.parametrize("spec", ["8124", "auto", "8000-8200,~8100", "8124:8124"])
+def test_the_hosts_loopback_from_the_guests(machine: Machine, spec: str) -> None:
+    said = shell(machine, f"""
+        mkdir -p www; echo hello >www/page
+        python3 -m http.server --bind 127.0.0.1 --directory www 8124 >/dev/null 2>&1 & soon curl -sf http://127.0.0.1:8124/page
+        $pasta --config-net --no-map-gw -t none -u none -T {spec} -U none -- sh -c '
+            curl -s http://127.0.0.1:8124/page; curl -s http://127.0.0.1:8201/; echo $?'
+        """)  # fmt: skip
+    assert said.split() == ["hello", "7"]
+
+
+def test_loopback_to_loopback(machine: Machine) -> None:
+    """--host-lo-to-ns-lo: what listens on the guest's loopback alone is reached from the host's, and only from there."""
+    script = "mkdir -p www; echo hello >www/page; cd www; python3 -m http.server --bind 127.0.0.1 8000"
+    said = shell(machine, f"""
+        $pasta --config-net --no-map-gw --host-lo-to-ns-lo -t 8126:8000 -u none -T none -U none -- sh -c '
+            {script} >/dev/null 2>&1 & sleep 2' & P=$!
+        soon curl -sf http://127.0.0.1:8126/page; curl -s http://127.0.0.1:8126/page
+        curl -s -m2 http://{HOST}:8126/page; echo $?; wait $P
+        $pasta --config-net --no-map-gw -t 8126:8000 -u none -T none -U none -- sh -c '
+            {script} >/dev/null 2>&1 & sleep 2' & P=$!
+        sleep 1; curl -s -m2 http://127.0.0.1:8126/page; echo $?; wait $P""")  # fmt: skip
+    hello, outside, without = said.split()
+    assert hello == "hello" and {outside, without} <= {"7", "52", "56"}, "refused, or reset"

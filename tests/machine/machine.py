@@ -67,15 +67,23 @@ class Program(subprocess.Popen[str]):
 
 
 class Machine:
-    """One ``rootless -H``. ``shim``: Podman's network command is the tree's, not the packaged one."""
+    """One ``rootless -H``. ``shim``: Podman's network command is the tree's, not the packaged one.
 
-    def __init__(self, shim: bool = False) -> None:
+    ``command`` says which it is: "slirp4netns", or "pasta" from Podman 5 on.
+    """
+
+    def __init__(self, shim: bool = False, command: str = "slirp4netns") -> None:
+        self.command = command
         for name in ("podman", "crun", "newuidmap"):
             if shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin") is None:
                 raise Unavailable(f"{name} is not installed (tests/machine/install)")
-        command = [str(TREE / "tests/machine/rootless"), "-p", sys.executable, *(["-s"] if shim else []), "-H"]
+        options = ["-n", command, "-p", sys.executable, *(["-s"] if shim else []), "-H"]
         self._holder = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [str(TREE / "tests/machine/rootless"), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._holder.stdout
         words = self._holder.stdout.readline().split()
@@ -187,7 +195,9 @@ class Machine:
             if not entry.name.isdigit():
                 continue
             with suppress(OSError):
-                if os.readlink(entry / "ns/pid") == own:
+                # Genuine pasta makes a PID namespace of its own below the machine's.
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if own in (os.readlink(entry / "ns/pid"), os.readlink(f"/proc/{parent}/ns/pid")):
                     argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
                     if all(any(w in a for a in argv) for w in words):
                         found.append((int(entry.name), argv))

@@ -1,7 +1,7 @@
 """Rootless Podman on a machine of its own, its network command netd's shim, and what must be gone after each test.
 
-``NETD_PODMAN_CMD=genuine`` runs the suite against the packaged slirp4netns instead: that is how the tests themselves
-are checked. Tests of what slirp4netns never had are skipped then.
+``NETD_PODMAN_CMD=genuine`` runs the suite against the packaged slirp4netns and pasta instead: that is how the tests
+themselves are checked. Tests of what those never had are skipped then.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from pathlib import Path
 import pytest
 
 from tests.machine.machine import Machine, Unavailable, until
-from tests.podman.podman import GENUINE, Daemon, Podman
+from tests.podman.podman import GENUINE, VERSION, Daemon, Podman
 
 
 def pytest_report_header() -> str:
-    return "podman's network command: " + ("the packaged slirp4netns" if GENUINE else "netd")
+    version = ".".join(map(str, VERSION))
+    return f"podman {version}, its network command: " + ("the packaged one" if GENUINE else "netd")
 
 
 @pytest.fixture(scope="session")
-def machine() -> Iterator[Machine]:
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    command = getattr(request, "param", "slirp4netns")
+    if VERSION > (0,) and command == "pasta" and VERSION < (5,):
+        pytest.skip(f"pasta needs Podman 5, this is {VERSION}")
+    if command == "slirp4netns" and VERSION >= (6,):
+        pytest.skip("Podman 6 has no slirp4netns")
     try:
-        machine = Machine(shim=not GENUINE)
+        machine = Machine(shim=not GENUINE, command=command)
     except Unavailable as e:
         pytest.skip(f"no rootless Podman here: {e}")
     with machine:
@@ -71,7 +77,7 @@ def podman(machine: Machine, daemon: Daemon) -> Iterator[Podman]:
 @pytest.fixture
 def netd_only() -> None:
     if GENUINE:
-        pytest.skip("the packaged slirp4netns has it not")
+        pytest.skip("the packaged program has it not")
 
 
 @pytest.fixture

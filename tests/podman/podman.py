@@ -6,15 +6,33 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.machine.machine import IMAGE, Machine, Program, until
 
-GENUINE = os.environ.get("NETD_PODMAN_CMD", "netd") == "genuine"  # the packaged slirp4netns instead, see conftest
+GENUINE = os.environ.get("NETD_PODMAN_CMD", "netd") == "genuine"  # the packaged program instead, see conftest
+
+
+def podman_version() -> tuple[int, ...]:
+    """The version of the machine's Podman, (0,) for none."""
+    try:
+        said = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return (0,)
+    return tuple(int(part) for part in said.split()[2].split("-")[0].split(".")[:2])
+
+
+VERSION = podman_version()
+# What marks a module whose tests run with pasta, not slirp4netns, as Podman's network command.
+PASTA = pytest.mark.parametrize("machine", ["pasta"], indirect=True, ids=[""])
 
 
 class Daemon:
@@ -78,10 +96,11 @@ class Podman:
 
     def __init__(self, machine: Machine, daemon: Daemon) -> None:
         self.machine, self.daemon = machine, daemon
+        self.environment: dict[str, str] = {}  # of every command from now on, besides the user's
 
-    def __call__(self, *words: str, **options: Any) -> str:
+    def __call__(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> str:
         """``podman WORDS`` to its end: its output. Options are those of Machine.run."""
-        return self.machine.run(["podman", *words], **options)
+        return self.machine.run(["podman", *words], env={**self.environment, **(env or {})}, **options)
 
     def run(self, *words: str, **options: Any) -> str:
         """``podman run --rm OPTION… -- COMMAND…`` on the test image; its output."""
@@ -99,7 +118,8 @@ class Podman:
 
     def network_commands(self) -> list[list[str]]:
         """The arguments of every network command that runs."""
-        argvs = [argv for _, argv in self.machine.processes("slirp4netns", "tap0") if "conmon" not in argv[0]]
+        words = {"slirp4netns": ("slirp4netns", "tap0"), "pasta": ("pasta", "--netns")}[self.machine.command]
+        argvs = [argv for _, argv in self.machine.processes(*words) if "conmon" not in argv[0]]
         return [argv for argv in argvs if not argv[0].endswith("podman")]
 
     def left(self) -> dict[str, int]:
@@ -108,7 +128,9 @@ class Podman:
         listeners = self.machine.run(["ss", "-H", "-ltun"]) if self.machine.has_world else ""
         counts = {
             "network commands": len(self.network_commands()),
-            "namespace files": len(list(runtime.glob("netns/*"))),
+            "namespace files": len(
+                [*runtime.glob("netns/*"), *runtime.glob("containers/networks/rootless-netns/root*")]
+            ),
             "listening sockets": len(listeners.splitlines()),
         }
         if not GENUINE:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 import pytest
 
-from netd.errors import AddressUnavailable, PortInUse
+from netd.errors import AddressUnavailable, LimitReached, PortInUse
 from netd.relay.listeners import listen
 from netd.specs import ForwardSpec
 
@@ -62,3 +63,32 @@ def test_only_what_comes_in_by_that_interface() -> None:
         socket.create_connection(("127.0.0.1", _FREE)).close()
     with pytest.raises(AddressUnavailable, match="nosuch0"):
         listen(ForwardSpec("tcp", _FREE, 80, "0.0.0.0", interface="nosuch0"), {})
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_one_socket_for_both_families(protocol: str) -> None:
+    [[sock]] = listen(ForwardSpec(protocol, _FREE, 80, dual_stack=True), {})
+    with sock:
+        assert sock.family == socket.AF_INET6 and sock.getsockname()[:2] == ("::", _FREE)
+        for ip in ("0.0.0.0", "127.0.0.1", "::", "::1"):
+            with pytest.raises(PortInUse):
+                listen(ForwardSpec(protocol, _FREE, 80, ip), {})
+    [[sock]] = listen(ForwardSpec(protocol, _FREE, 80, "::"), {})
+    with sock:  # that was IPv6's alone
+        assert ports_of(listen(ForwardSpec(protocol, _FREE, 80, "0.0.0.0"), {})) == [_FREE]
+
+
+def test_half_of_the_descriptors_are_not_for_best_effort() -> None:
+    """``-t all`` must not take what other networks need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        sockets = listen(ForwardSpec("tcp", _FREE, 80, "127.0.0.1", range=400, best_effort=True), {})
+        assert len(sockets) == 400 and max(sock.fileno() for port in sockets for sock in port) < 150
+        with pytest.raises(LimitReached):
+            listen(ForwardSpec("udp", _FREE, 80, "127.0.0.1", best_effort=True), {})
+        [[other]] = listen(ForwardSpec("udp", _FREE, 80, "127.0.0.1"), {})
+        other.close()
+        assert len(ports_of(sockets)) > 50
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

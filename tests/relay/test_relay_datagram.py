@@ -411,7 +411,9 @@ async def test_a_listener_answers_from_the_address_that_was_asked(beyond: Beyond
     if family == 6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.bind(("", 5353))
-    listener = UdpListener(asyncio.get_running_loop(), time.monotonic, lambda: None, table, sock, lambda: GUEST[4], 53)  # type: ignore[arg-type]
+    listener = UdpListener(
+        asyncio.get_running_loop(), time.monotonic, lambda: None, table, sock, lambda client: GUEST[4], 53
+    )  # type: ignore[arg-type]
     with (
         beyond.outside.socket(socket.SOCK_DGRAM, family=kind) as client,
         beyond.outside.socket(socket.SOCK_DGRAM, family=kind) as other,

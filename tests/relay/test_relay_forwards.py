@@ -213,10 +213,12 @@ def test_a_client_is_seen_as_it_is_or_as_the_gateway_of_the_guests_family() -> N
 
 async def test_the_guests_address_is_of_the_clients_family_where_it_has_one() -> None:
     both, old = forwards_of(Addressing(**SIX)), forwards_of(Addressing(**FIELDS))
-    assert (both._guest(V4), both._guest(V6)) == (packed("10.0.2.100"), packed("fd00::100"))
-    assert (old._guest(V4), old._guest(V6)) == (packed("10.0.2.100"),) * 2
+    four, six = packed("192.0.2.7"), packed("2001:db8::7")  # clients
+    assert (both._guest(b"", four), both._guest(b"", six)) == (packed("10.0.2.100"), packed("fd00::100"))
+    assert (old._guest(b"", four), old._guest(b"", six)) == (packed("10.0.2.100"),) * 2
     only6 = forwards_of(Addressing(**{**SIX, "guest": b""}))
-    assert (only6._guest(V4), only6._guest(V6)) == (packed("fd00::100"),) * 2
+    assert (only6._guest(b"", four), only6._guest(b"", six)) == (packed("fd00::100"),) * 2
+    assert both._guest(packed("10.88.0.7"), six) == packed("10.88.0.7")
     with pytest.raises(InvalidSpec, match="no IPv6"):
         old.add(ForwardSpec("tcp", 0, 80, container_ip="fd00::100"), "api")
 

@@ -16,10 +16,11 @@ import pytest_asyncio
 
 from netd.relay import inward as inward_
 from netd.relay.inward import Inward
-from netd.relay.outward import Outward, OutwardStatus
+from netd.relay.outward import Outward
 from netd.relay.splice import Splices
 from netd.relay.stream import prepare
 from netd.relay.udp_relay import IDLE, UdpClients, UdpEntrance
+from netd.specs import LoopbackPort
 from tests.lab import Netns, World, aside, both_ways, open_fds, until
 from tests.relay.test_relay_limits import out_of_descriptors
 from tests.relay.test_relay_splice import end_of, reset_by
@@ -107,7 +108,7 @@ async def test_tcp(stage: Stage, family: int) -> None:
         with server:
             server.settimeout(20)
             assert peer[0] == LOOPBACK[family]
-            assert stage.outward.all() == [OutwardStatus("tcp", 8080, port_of(service), 1)]
+            assert stage.outward.all() == [LoopbackPort("tcp", 8080, port_of(service), 1)]
             await both_ways(client, server, 1_000_000)
         await until(lambda: stage.outward.all()[0].connections == 0)
     assert stage.events
@@ -229,7 +230,7 @@ async def test_udp(stage: Stage, family: int) -> None:
             for data in (b"abc", b"", b"x" * 65000, b"end"):
                 seen.add(await exchange(client, data, service))
         assert len(seen) == 3  # as many clients as there are
-        assert stage.outward.all() == [OutwardStatus("udp", 5353, port_of(service), 3)]
+        assert stage.outward.all() == [LoopbackPort("udp", 5353, port_of(service), 3)]
         assert stage.outward.ports("udp") == {5353}
         for client in clients:
             client.close()
@@ -502,3 +503,32 @@ async def test_inward_udp_carry(stage: Stage, supplier: Supplier) -> None:
             stage.clients.forget(sock)
             assert not len(stage.clients)
             assert not select.select([client], [], [], 0)[0]
+
+
+async def test_a_listener_that_is_gone(stage: Stage, supplier: Supplier) -> None:
+    """Answers to it end its clients, and another one with its descriptor's number has clients of its own."""
+    supplier.mode = supplier.now
+    with stage.service("udp", netns=stage.guest) as service, stage.host.datagrams("127.0.0.1") as client:
+        peer = client.getsockname()
+        seen = []
+        for data in (b"first", b"second"):
+            sock = stage.service("udp")
+            number = sock.fileno()
+            supplier.inward.carry(sock, peer, (), memoryview(data), "127.0.0.1", port_of(service))
+            assert len(stage.clients) == 1
+            got, address = await aside(service.recvfrom, 100)
+            assert got == data
+            seen.append((number, address))
+            where = sock.getsockname()
+            if data == b"second":
+                service.sendto(b"answer", address)
+                assert await aside(client.recvfrom, 100) == (b"answer", where)
+            sock.close()
+        assert seen[0][0] == seen[1][0] and seen[0][1] != seen[1][1]
+        service.sendto(b"nobody", seen[1][1])
+        await until(lambda: not len(stage.clients))
+        with stage.service("udp") as sock:
+            supplier.inward.carry(sock, peer, (), memoryview(b"third"), "127.0.0.1", port_of(service))
+            assert len(stage.clients) == 1
+            supplier.inward.forget(sock)
+            assert not len(stage.clients)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import select
 import socket
 import struct
@@ -259,6 +260,23 @@ async def test_last_words_before_a_reset(stage: Stage) -> None:
             assert (got, number) == (b"too much", errno.ECONNRESET)
 
 
+async def test_last_words_where_a_write_tells_of_the_reset(stage: Stage) -> None:
+    """The error is told once, and the stream behind it looks like one that has ended: it must not be passed on so."""
+    client, server = await stage.joined()
+    with client, server:
+        assert stage.splice is not None
+        client.sendall(b"q" * 10)
+        assert await aside(server.recv, 1) == b"q"
+        await asyncio.sleep(0.02)
+        server.sendall(b"too much")
+        server.close()
+        client.sendall(b"more")
+        stage.splice.accepted.readable = True
+        assert not stage.splices._move(stage.splice.accepted.from_it)  # before the loop sees any event
+        assert stage.splice.closed
+        assert await aside(end_of, client) == (b"too much", errno.ECONNRESET)
+
+
 async def test_refused(stage: Stage) -> None:
     client, ours = await stage.accepted(stage.guest)
     with client:
@@ -414,3 +432,45 @@ async def test_connections_come_and_go(stage: Stage) -> None:
         await until(lambda turn=turn: stage.closed == turn + 1)
         before = before or open_fds()
     assert open_fds() == before
+
+
+async def test_streams_of_all_sizes_at_once(stage: Stage) -> None:
+    """Written and read in pieces of any size, closed in any order: whole all the same."""
+    loop = asyncio.get_running_loop()
+    chance = random.Random(5)
+
+    async def write(sock: socket.socket, data: bytes, pieces: random.Random) -> None:
+        at = 0
+        while at < len(data):
+            size = pieces.choice((1, 10, 1000, 70_000, 1_000_000))
+            await loop.sock_sendall(sock, data[at : at + size])
+            at += size
+            if pieces.random() < 0.2:
+                await asyncio.sleep(pieces.random() / 100)
+        sock.shutdown(socket.SHUT_WR)
+
+    async def read(sock: socket.socket, pieces: random.Random) -> bytes:
+        data = bytearray()
+        while chunk := await loop.sock_recv(sock, pieces.choice((1, 500, 5000, 300_000))):
+            data += chunk
+            if pieces.random() < 0.05:
+                await asyncio.sleep(pieces.random() / 100)
+            if len(data) < 20_000:
+                continue
+            data += await loop.sock_recv(sock, 1 << 20)
+        return bytes(data)
+
+    async def exchange(number: int) -> None:
+        pieces = random.Random(number)
+        client, server = await stage.joined()
+        with client, server:
+            client.setblocking(False)
+            server.setblocking(False)
+            out, back = (os.urandom(chance.choice((0, 1, 3000, 200_000, 5_000_000))) for _ in range(2))
+            _, _, at_server, at_client = await asyncio.gather(
+                write(client, out, pieces), write(server, back, pieces), read(server, pieces), read(client, pieces)
+            )
+            assert md5(at_server) == md5(out) and md5(at_client) == md5(back)
+
+    await asyncio.gather(*(exchange(number) for number in range(30)))
+    await until(lambda: stage.closed == 30)

@@ -78,7 +78,7 @@ async def _change(
     removed = [(name, rule) for name in before for rule in before[name] if rule not in after[name]]
     added = [(name, rule) for name in after for rule in after[name] if rule not in before[name]]
     for name, rule in removed:
-        rules.remove(TABLES[name], rule)
+        await rules.remove(TABLES[name], rule)
     done: list[tuple[str, PortRule]] = []
     try:
         for name, rule in added:
@@ -86,7 +86,7 @@ async def _change(
             done.append((name, rule))
     except RuleFailed:
         for name, rule in done:
-            rules.remove(TABLES[name], rule)
+            await rules.remove(TABLES[name], rule)
         for name, rule in removed:
             await rules.add(TABLES[name], rule, "pesto")
         raise
