@@ -17,6 +17,7 @@ from bench.world import CONGESTION, OUTSIDE, BenchError, Place, as_user
 
 IPERF, ECHO, GREET, HOLD = 5201, 5202, 5203, 5204
 PUBLISHED = {7201: IPERF, 7202: ECHO, 7203: GREET}  # host port → guest port; below the ephemeral ones of world.py
+NOBODY = "10.91.0.77"  # of the outside host's link
 BUFFER = 2 << 20  # of UDP sockets, where the machine allows it
 
 
@@ -136,17 +137,27 @@ def held(visit: Visit, client: Place, count: int, limit: float) -> Iterator[None
 
 
 @contextlib.contextmanager
-def busy(client: Place, server: Place, udp: int = 0) -> Iterator[None]:
-    """As much as ``client`` can send for the length of the block; BenchError where it ended before.
+def busy(client: Place, server: Place, what: str) -> Iterator[None]:
+    """As much of ``what`` as ``client`` can send for the length of the block; BenchError where it ended before.
 
-    TCP, or UDP in datagrams of ``udp`` bytes.
+    "bulk": TCP. "udp": datagrams of 64 bytes. "syn": SYNs, to a host that refuses and to one that is not there. "open":
+    10 000 connections, which stay.
     """
     send = ["iperf3", "-c", OUTSIDE, "-p", str(IPERF), "-t", "60", "--connect-timeout", "5000"]
-    send += ["-u", "-b", "0", "-l", str(udp)] if udp else ["-C", CONGESTION]
-    with server.serving(["iperf3", "-s", "-1", "-p", str(IPERF)], IPERF):
-        process = client.start(send, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    serve, port, pump = ["iperf3", "-s", "-1", "-p", str(IPERF)], IPERF, client.world.pump
+    if what == "bulk":
+        send += ["-C", CONGESTION]
+    elif what == "udp":
+        send += ["-u", "-b", "0", "-l", "64"]
+    elif what == "syn":
+        send = pump("syn", OUTSIDE, NOBODY)
+    else:
+        serve, port = pump("hold", "0.0.0.0", HOLD), HOLD
+        send = pump("keep", OUTSIDE, HOLD, 10_000)
+    with server.serving(serve, port):
+        process = client.start(send, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            time.sleep(0.5)  # past slow start
+            time.sleep(0.1 if what == "open" else 0.5)  # past slow start
             yield
             if process.poll() is not None:
                 raise BenchError("the load beside it ended")

@@ -7,7 +7,12 @@ from bench.measure_flows import MTU, US, round_trips
 from bench.rows import LOWER, Block, Row, Visit
 from bench.world import OUTSIDE, Place
 
-LOADS = {"bulk": ("the first sends bulk", 0), "udp": ("the first floods with UDP of 64 B", 64)}
+LOADS = {
+    "bulk": "the first sends bulk",
+    "udp": "the first floods with UDP of 64 B",
+    "syn": "the first floods with SYNs",
+    "open": "the first opens 10000 connections",
+}
 RUNS = 4
 
 
@@ -29,10 +34,10 @@ def loaded(visit: Visit) -> None:
             with visit.row("neighbour_idle_p50", "neighbour_idle_p99"):
                 alone = beside(visit, other.guest, "idle")
             management("idle")
-            for key, (_, size) in LOADS.items():
+            for key in LOADS:
                 rows = [f"neighbour_{key}_{p}" for p in ("p50", "p99", "ratio")]
                 apis = [f"api_{p}_{key}" for p in ("p50", "p99")] if busy.api is not None else []
-                with visit.row(*rows, *apis), load.busy(busy.guest, world.outside, size):
+                with visit.row(*rows, *apis), load.busy(busy.guest, world.outside, key):
                     with visit.row(*rows):
                         with_load = beside(visit, other.guest, key)
                         if alone:
@@ -46,7 +51,7 @@ def beside(visit: Visit, client: Place, key: str) -> float:
 
 def _rows() -> tuple[Row, ...]:
     rows = []
-    loads = {"idle": "the first is idle", **{key: title for key, (title, _) in LOADS.items()}}
+    loads = {"idle": "the first is idle", **LOADS}
     for key, title in loads.items():
         for p in ("p50", "p99"):
             rows.append(Row(f"neighbour_{key}_{p}", f"request/response of a second guest, {title}, {p}", US, LOWER))
@@ -60,4 +65,4 @@ def _rows() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-BLOCKS = (Block("loaded", _rows(), loaded, 2, 3, 60),)
+BLOCKS = (Block("loaded", _rows(), loaded, 2, 3, 90),)

@@ -10,6 +10,7 @@ times in it are seconds.
     rr ADDRESS PORT SECONDS SIZE             request and response of SIZE bytes on one connection
     connect ADDRESS PORT SECONDS CLIENTS N   CLIENTS processes: connect, one byte each way, close; N times at most
     keep ADDRESS PORT N                      opens N connections to ``hold``, prints, keeps them until its input ends
+    syn ADDRESS…                             SYNs without end, to all of them in turn, from ports of all kinds (as root)
     api PATH rest|slirp SECONDS              one management request at a time, 100 a second at most, new connection each
 """
 
@@ -194,6 +195,26 @@ def keep(address: str, port: int, count: int) -> None:
     sys.stdin.read()
 
 
+def syn(*addresses: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as s:
+        s.connect((addresses[0], 9))
+        source = socket.inet_aton(s.getsockname()[0])
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    packets = []
+    for n in range(20_000):  # what they cost is not to bound the flood
+        address = addresses[n % len(addresses)]
+        head = struct.pack("!HHIIBBHHH", 1024 + n % 60_000, 10_000 + n * 7 % 50_000, n, 0, 0x50, 2, 0xFFFF, 0, 0)
+        pseudo = source + socket.inet_aton(address) + struct.pack("!HH", socket.IPPROTO_TCP, len(head))
+        total = sum(struct.unpack("!16H", pseudo + head))
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        packets.append((head[:16] + struct.pack("!H", 0xFFFF - total) + head[18:], (address, 0)))
+    while True:
+        for packet, to in packets:
+            with contextlib.suppress(OSError):  # the queue is full
+                s.sendto(packet, to)
+
+
 def api(path: str, kind: str, seconds: float) -> dict[str, float]:
     if kind == "rest":
         request = b"GET /v1/networks HTTP/1.1\r\nHost: netd\r\nConnection: close\r\n\r\n"
@@ -231,6 +252,8 @@ def main(mode: str, *args: str) -> None:
         print(json.dumps(connect(args[0], int(args[1]), float(args[2]), int(args[3]), int(args[4]))))
     elif mode == "keep":
         keep(args[0], int(args[1]), int(args[2]))
+    elif mode == "syn":
+        syn(*args)
     elif mode == "api":
         print(json.dumps(api(args[0], args[1], float(args[2]))))
     else:

@@ -74,6 +74,8 @@ TARGETS: tuple[Target, ...] = (
     Target("api_p99_udp", limit=50),
     Target("neighbour_bulk_ratio", limit=5),
     Target("neighbour_udp_ratio", limit=5),
+    Target("neighbour_syn_ratio", limit=5),
+    Target("neighbour_open_ratio", limit=5),
 )
 PEERS = ("slirp4netns", "pasta")
 
