@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_PORTS = 4096  # published ports per network; each is one listening socket or, for all addresses, two
 MAX_BEST_EFFORT = 65535  # and further ones of forwards that do without the ports they cannot get
-ACCEPTS = 32  # connections taken per wake-up
+ACCEPTS = 32  # connections taken per wake-up, if they fit a turn
 
 
 class Forward:
@@ -173,6 +173,7 @@ class Forwards:
         self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int
     ) -> None:
         now = self._clock()
+        until = now + self._host.pace.turn
         for _ in range(ACCEPTS):
             try:
                 sock, client = listener.accept()
@@ -199,6 +200,8 @@ class Forwards:
             if len(guest) == 16 and not forward.spec.container_ip and self._addressing.guest:
                 stream.on_refused = partial(self._by_ipv4, client[1], port)
             forward.streams.add(stream)
+            if self._clock() > until:
+                break
         self._flush()
 
     def _to_loopback(self, inward: Inward, forward: Forward, sock: socket.socket, port: int) -> None:

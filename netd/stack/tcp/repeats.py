@@ -6,9 +6,9 @@ that it lacks is known here. So for a while after a hole was seen, an ACK that n
 milliseconds is sent again, once. A duplicate that tells nothing new moves nobody: RFC 5681 §3.2 wants three. What RFC
 5681 §4.2 forbids is a second *immediate* ACK.
 
-Measured (bench/soak.py, 200 MB out at MTU 1500, 5 % of the frames lost each way): the guest's time-outs 76-128 → 18-46,
-its loss probes 239-327 → 27-63, the whole 22 s → 6-10 s (22 s in one of seven runs). RFC 7323 timestamps were weighed
-against it: between two kernels with the same losses they shortened 12 s to 6-11 s, and cost each segment 12 bytes and
+Measured (bench/soak.py, 200 MB out at MTU 1500, 5 % of the frames lost each way): the guest's time-outs 76 → 18-46, its
+loss probes 252 → 31-63, the whole 22 s → 6-8 s (23 s in one of three runs). RFC 7323 timestamps were weighed against
+it: between two kernels with the same losses they shortened 12 s to 6-11 s, and would cost each segment 12 bytes and
 some time for good.
 """
 
