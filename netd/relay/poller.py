@@ -2,8 +2,8 @@
 
 The loop's ``add_reader`` and ``remove_reader`` cost a connection eight system calls (libuv probes the descriptor, adds
 it through io_uring, and removes it three times) and a handle of 660 bytes that stays as long as it is waited for; here
-it is two, and 90 bytes. Measured: 2 to 5 % less CPU time a connection, 1.3 us more for a lone event. Level-triggered, as the
-loop's is.
+it is two, and 90 bytes. Measured: 2 to 5 % less CPU time a connection, 1.3 us more for a lone event. Level-triggered,
+as the loop's is.
 """
 
 from __future__ import annotations
