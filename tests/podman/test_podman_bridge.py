@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.machine.machine import HOST, WORLD, Machine, until
-from tests.podman.podman import Podman
+from tests.podman.podman import VERSION, Podman
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_tap0_is_in_the_rootless_namespace(podman: Podman, machine: Machine) -> 
     assert "inet 10.0.2.100/24" in shown and "mtu 65520" in shown
     try:
         assert podman("unshare", "--rootless-netns", "curl", "-s", f"http://{WORLD}/").startswith(f"you are {HOST} ")
-        assert len(podman.network_commands()) == 1
+        assert len(podman.network_commands()) == (1 if VERSION < (5,) else 0), "Podman 5 ends it with its last user"
     finally:
         end_rootless_netns(podman, machine)
 
@@ -122,7 +122,7 @@ def test_a_narrow_path_is_enough(podman: Podman, bridge: str) -> None:
 def test_the_pid_file_names_the_resident_process(podman: Podman, machine: Machine, bridge: str) -> None:
     podman.up("one", bridge, "--", "sleep", "60")
     runtime = machine.root / str(machine.runtime_dir).lstrip("/")
-    [file] = runtime.glob("**/rootless-netns-*.pid")
+    [file] = runtime.glob("**/rootless-netns-*.pid")  # Podman 4 and 5 have it at different places
     machine.run(["kill", "-0", file.read_text()])
-    [(pid, _)] = machine.processes("slirp4netns", "/netns/rootless-netns-", "tap0")
+    [(pid, _)] = machine.processes("slirp4netns", "rootless-netns", "tap0")
     assert f"\t{file.read_text()}\n" in Path(f"/proc/{pid}/status").read_text()
