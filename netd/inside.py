@@ -22,7 +22,7 @@ from netd.errors import AddressUnavailable, InvalidSpec, LimitReached, NetdError
 from netd.netns.plan import SocketPlan
 from netd.relay.inward import Inward
 from netd.relay.outward import Outward
-from netd.relay.sockdiag import NETLINK_SOCK_DIAG, Diag
+from netd.relay.sockdiag import Diag, open_diag
 from netd.relay.splice import Splices
 from netd.relay.stream import Pace
 from netd.relay.udp_relay import UdpClients
@@ -54,7 +54,7 @@ class Inside:
         self._clients = UdpClients(loop, clock, on_event)
         self.outward = Outward(loop, self._splices, self._clients, on_event)
         self.inward = Inward(loop, self._splices, self._clients, self._refill)
-        self._diags: dict[str, tuple[socket.socket, Diag]] = {}
+        self._diags: dict[str, Diag] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -121,26 +121,26 @@ class Inside:
     async def diag(self) -> Diag:
         """For the guest's namespace. NetdError."""
         if "guest" in self._diags:
-            return self._diags["guest"][1]
+            return self._diags["guest"]
         [answer] = await self._open_sockets([SocketPlan("diag")])
         if isinstance(answer, str):
             raise InvalidSpec(f"who listens in the namespace cannot be told: {answer}")
-        return self._diag("guest", socket.socket(fileno=answer))
+        return self._kept("guest", Diag(socket.socket(fileno=answer)))
 
     def host_diag(self) -> Diag:
         """For the host's. OSError."""
         if "host" in self._diags:
-            return self._diags["host"][1]
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        return self._diag("host", socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG))
+            return self._diags["host"]
+        return self._kept("host", open_diag())
 
-    def _diag(self, name: str, sock: socket.socket) -> Diag:
-        diag = Diag(sock)
-        if self._closed or name in self._diags:
-            sock.close()
-        else:
-            self._diags[name] = sock, diag
-        return diag
+    def _kept(self, name: str, diag: Diag) -> Diag:
+        if self._closed:
+            diag.close()  # the network has ended while it was made
+            return diag
+        there = self._diags.setdefault(name, diag)
+        if there is not diag:
+            diag.close()  # two were asked for at once
+        return there
 
     def counters(self) -> dict[str, int]:
         """What came to nothing, by name."""
@@ -177,8 +177,8 @@ class Inside:
         self.inward.close()
         self._splices.close()
         self._clients.close()
-        for sock, _ in self._diags.values():
-            sock.close()
+        for diag in self._diags.values():
+            diag.close()
 
 
 def _refusal(protocol: str, port: int, reason: str) -> NetdError:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
+from netd.dialects.pasta.grammar import class_prefix
 from netd.netns.plan import HostInterface, HostRoute, HostView
 
 LOCAL_GUEST, LOCAL_GATEWAY, LOCAL_PREFIX = "169.254.2.1", "169.254.2.2", 16
@@ -145,7 +146,7 @@ def _local(version: int) -> Family:
 def _overridden(found: Family, wish: Wish, version: int) -> Family:
     """``found`` with what the command line says instead."""
     if wish.address:
-        prefix = wish.prefix or (_class_prefix(wish.address) if version == 4 else PREFIX6)
+        prefix = wish.prefix or (class_prefix(wish.address) if version == 4 else PREFIX6)
         addresses = (f"{wish.address}/{prefix}",)
         found = replace(found, address=wish.address, prefix=prefix, addresses=addresses)
     elif wish.prefix and found.address:
@@ -162,12 +163,6 @@ def _overridden(found: Family, wish: Wish, version: int) -> Family:
         # The host may have no default route; the addresses that we lead elsewhere need one.
         found = replace(found, routes=(*found.routes, f"{default} via {found.gateway}"))
     return found
-
-
-def _class_prefix(address: str) -> int:
-    """The prefix length of the address's class (RFC 791 §3.2), which pasta falls back to."""
-    first = ip_address(address).packed[0]
-    return 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 32
 
 
 def network_of(found: Family) -> str:
