@@ -64,7 +64,8 @@ install: ## for yourself, under PREFIX (~/.local): the daemon, the shim, the uni
 	"$(PREFIX)/lib/netd/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
 	install -d "$(PREFIX)/bin" "$(PREFIX)/libexec/netd" "$(UNITS)"
 	ln -sf ../lib/netd/bin/netd "$(PREFIX)/bin/netd"
-	cp -P plugin/* "$(PREFIX)/libexec/netd/"
+	cp -R -P plugin/* "$(PREFIX)/libexec/netd/"
+	/usr/bin/python3 -m compileall -q "$(PREFIX)/libexec/netd/shim"
 	cp systemd/netd.socket "$(UNITS)/"
 	sed 's|@NETD@|$(PREFIX)/bin/netd|' systemd/netd.service >"$(UNITS)/netd.service"
 	-systemctl --user daemon-reload

@@ -1,7 +1,7 @@
 """What the shim and the daemon say to each other (DESIGN §5): one JSON object a message over SOCK_SEQPACKET.
 
 The shim opens with a ``Hello``. Then the daemon sends steps, one at a time. To each but ``Stay`` and ``Exit`` the
-shim sends one ``Answer``, with the descriptor that was asked for as SCM_RIGHTS. ``plugin/netd-shim`` is the other
+shim sends one ``Answer``, with the descriptor that was asked for as SCM_RIGHTS. ``plugin/shim/`` is the other
 side, written without this module; VERSION changes when one of the two could no longer do without the other's change.
 
 Texts are those of the operating system: bytes that are no UTF-8 are carried as lone surrogates (PEP 383).

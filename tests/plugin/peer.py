@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -13,6 +14,18 @@ from typing import Any
 from tests.attach.harness import PLUGIN
 
 SHIM = PLUGIN / "netd-shim"
+PARTS = {name: PLUGIN / "shim" / f"{name}.py" for name in ("main", "steps", "absent")}
+
+
+def altered(directory: Path, part: str, old: str, new: str) -> Path:
+    """slirp4netns of a copy of the plugin in ``directory`` whose ``part`` reads ``new`` instead of ``old``."""
+    plugin = directory / "altered"
+    shutil.copytree(PLUGIN, plugin, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    path = plugin / "shim" / f"{part}.py"
+    source = path.read_text()
+    assert source.count(old) == 1
+    path.write_text(source.replace(old, new))
+    return plugin / "slirp4netns"
 
 
 class Peer:

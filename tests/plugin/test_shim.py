@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -19,18 +20,13 @@ import pytest
 
 from netd.dialects.slirp4netns import texts
 from tests.attach.harness import PLUGIN, mode_of
-from tests.plugin.peer import SHIM, Bench, output
+from tests.plugin.peer import PARTS, SHIM, Bench, altered, output
 
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Path:
     """The shim with half a second of patience instead of ten."""
-    source = SHIM.read_text()
-    assert "\nWAIT = 10.0 " in source
-    copy = tmp_path / "slirp4netns"
-    copy.write_text(source.replace("\nWAIT = 10.0 ", "\nWAIT = 0.5 "))
-    copy.chmod(0o755)
-    return copy
+    return altered(tmp_path, "main", "\nWAIT = 10.0 ", "\nWAIT = 0.5 ")
 
 
 # --- the file itself -----------------------------------------------------------------------------------------------
@@ -43,20 +39,85 @@ def test_is_one_executable_with_three_more_names() -> None:
         assert os.readlink(PLUGIN / name) == "netd-shim"
 
 
-def test_imports_no_more_than_start_up_allows() -> None:
-    imported = set()
-    for node in ast.walk(ast.parse(SHIM.read_text())):
+def imported(path: Path) -> set[str | None]:
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert imported == {"os", "sys", "time", "_signal", "_socket", "_json", "signal", "socket", "json", "tomllib"}
+            found.add(node.module)
+    return found
+
+
+def test_imports_no_more_than_start_up_allows() -> None:
+    assert imported(SHIM) == {"posix", "sys", "os"}  # the last where there is no /proc
+    assert imported(PARTS["main"]) == {
+        "posix",
+        "sys",
+        "time",
+        "_signal",
+        "_socket",
+        "_json",
+        "signal",
+        "socket",
+        "json",
+    }
+    assert imported(PARTS["absent"]) == {"os", "sys", "time", "tomllib"}
+    assert imported(PARTS["steps"]) == {"os", "ctypes", "select"}
+
+
+def test_a_call_that_needs_nothing_special_imports_nothing_more(bench: Bench) -> None:
+    """Not ``os`` either: it takes longer than all that such a call does."""
+    command = ["/usr/bin/python3", "-IS", "-v", PLUGIN / "slirp4netns", "x"]
+    shim = subprocess.Popen(command, env=bench.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    bench.running.append(shim)
+    peer = bench.peer()
+    peer.hello()
+    assert peer.ask("realpath", path="/proc/self/../version")[0]["ok"]
+    peer.exit(0)
+    said = output(shim)[2]
+    loaded = {line.split("'")[1] for line in said.splitlines() if line.startswith("import '")}
+    assert {"_socket", "_json", "time"} <= loaded
+    assert not loaded & {"os", "socket", "json", "signal", "enum", "collections"}
+
+
+def test_what_was_compiled_is_kept_and_made_anew_after_a_change(bench: Bench, tmp_path: Path) -> None:
+    program = altered(tmp_path, "main", "\nWAIT = 10.0 ", "\nWAIT = 9.0 ")
+    source = program.parent / "shim" / "main.py"
+    seen = []
+    for pid in ("posix.getpid()", "posix.getpid()", "1000000 + 0"):
+        source.write_text(source.read_text().replace('"pid":{posix.getpid()}', f'"pid":{{{pid}}}'))
+        os.utime(source, (1e9, 1e9))
+        shim = bench.start(program=program)
+        peer = bench.peer()
+        seen.append(peer.hello()["pid"] == shim.pid)
+        peer.exit(3)
+        assert output(shim) == (3, "", "")
+        [kept] = source.parent.glob("__pycache__/main.*.pyc")
+        seen.append(kept.stat().st_mtime_ns)
+    assert seen[::2] == [True, True, False]
+    assert seen[1] == seen[3] != seen[5]
+
+
+def test_a_directory_that_cannot_be_written_or_read_through_proc(bench: Bench, tmp_path: Path) -> None:
+    program = altered(tmp_path, "main", "\nWAIT = 10.0 ", "\nWAIT = 9.0 ")
+    (program.parent / "shim" / "__pycache__").write_text("in the way")
+    launcher = program.parent / "netd-shim"
+    launcher.write_text(launcher.read_text().replace("/proc/self/fd", "/proc/none"))
+    (tmp_path / "elsewhere").symlink_to(program)
+    shim, peer = bench.meet(program=tmp_path / "elsewhere")
+    peer.exit(0, stdout="done\n")
+    assert output(shim) == (0, "done\n", "")
+
+
+def test_a_copy_without_its_parts_says_so(tmp_path: Path) -> None:
+    shutil.copy(SHIM, tmp_path / "pasta")
+    done = subprocess.run([tmp_path / "pasta"], check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"netd-shim: {tmp_path}/shim is not as it was installed\n"
 
 
 def test_works_with_the_public_modules_alone(bench: Bench, tmp_path: Path) -> None:
-    copy = tmp_path / "slirp4netns"
-    copy.write_text(SHIM.read_text().replace("import _signal as signal", "raise ImportError"))
-    copy.chmod(0o755)
+    copy = altered(tmp_path, "main", "import _signal as signal", "raise ImportError")
     shim = bench.start("--mtu=9000", '\u20ac"\\', program=copy)
     peer = bench.peer()
     assert peer.hello()["argv"] == ["--mtu=9000", '\u20ac"\\']
@@ -438,7 +499,7 @@ def test_a_foreground_that_was_killed_cannot_be_released(bench: Bench) -> None:
 
 @pytest.mark.parametrize("answered", [0, 1])
 def test_a_silent_daemon_is_not_waited_for_without_limit(bench: Bench, quick: Path, answered: int) -> None:
-    shim, peer = bench.meet("-h", program=quick)
+    shim, peer = bench.meet("-c", program=quick)
     for _ in range(answered):
         assert peer.ask("close", fd=0)[0]["ok"]
     status, out, err = output(shim)
@@ -459,7 +520,7 @@ def test_a_daemon_that_accepts_nobody_is_not_waited_for_without_limit(bench: Ben
         except BlockingIOError:
             break
     begin = time.monotonic()
-    status, out, err = output(bench.start("-h", program=quick))
+    status, out, err = output(bench.start("-c", program=quick))
     assert time.monotonic() - begin < 5
     assert (status, out) == (1, "") and "Resource temporarily unavailable" in err
     for client in waiting:
@@ -613,10 +674,9 @@ def test_a_configuration_that_says_fail_or_is_broken(alone: Any, tmp_path: Path)
 
 
 def test_two_shims_do_not_run_each_other_for_ever(alone: Any, tmp_path: Path) -> None:
-    copy = tmp_path / "bin" / "slirp4netns"
-    copy.write_text(SHIM.read_text())
-    copy.chmod(0o755)
-    done = alone("-h", NETD_ON_UNAVAILABLE="exec-real")
+    copy = altered(tmp_path, "main", "\nWAIT = 10.0 ", "\nWAIT = 9.0 ")
+    (tmp_path / "bin" / "slirp4netns").symlink_to(copy)
+    done = alone("-c", NETD_ON_UNAVAILABLE="exec-real")
     assert done.returncode == 1 and "netd: no daemon" in done.stderr
 
 
@@ -671,5 +731,7 @@ def test_a_service_manager_that_cannot_start_it(tmp_path: Path, runtime_dir: Pat
 
 def test_runs_on_the_python_it_names() -> None:
     """Not only on the one that runs these tests."""
-    check = f"compile(open({str(SHIM)!r}).read(), 'netd-shim', 'exec')"
-    subprocess.run(["/usr/bin/python3", "-IS", "-W", "error", "-c", check], check=True)
+    for path in (SHIM, *PARTS.values()):
+        check = f"compile(open({str(path)!r}).read(), 'netd-shim', 'exec')"
+        subprocess.run(["/usr/bin/python3", "-IS", "-W", "error", "-c", check], check=True)
+        assert bool(mode_of(path) & 0o111) == (path == SHIM), "a search for programs would find it"

@@ -1,9 +1,9 @@
-"""The steps of netd-shim that few calls need: files and processes, going on in the background, and a command.
+"""The steps that few calls need: files and processes, going on in the background, and a command.
 
-``shim`` is the running netd-shim. A command has namespaces of its own (namespaces(7)), for which it takes three
-processes: the shim, which stays where it was called; one that unshares and then is no use to anybody; and its child,
-the first of the new pid namespace, which the shim adopts. That one waits at a gate, a pipe, until it is to become the
-command. The end of the shim is its end, too.
+``shim`` is the running netd-shim, with all that main.py defines. A command has namespaces of its own (namespaces(7)),
+for which it takes three processes: the shim, which stays where it was called; one that unshares and then is no use to
+anybody; and its child, the first of the new pid namespace, which the shim adopts. That one waits at a gate, a pipe,
+until it is to become the command. The end of the shim is its end, too.
 """
 
 import os
@@ -36,8 +36,15 @@ def create(step):
     return "", os.open(shim.raw(step["path"]), flags, step["mode"])
 
 
-def pidfd(step):
-    return "", os.pidfd_open(step["pid"])
+def real_path(path):
+    try:
+        found = os.path.realpath(path)
+    except OSError:  # a link that may not be read
+        found = b""
+    if not found or (os.path.exists(path) and not os.path.lexists(found)):  # or one of /proc/PID/ns: no path at all
+        directory, name = os.path.split(path)
+        found = os.path.join(os.path.realpath(directory or b"."), name)
+    return found
 
 
 def detach(step):
@@ -310,4 +317,10 @@ def part():
         pass
 
 
-shim.ANSWERED.update(create=create, pidfd=pidfd, detach=detach, release=release, spawn=spawn, run=run)
+ANSWERED = {
+    "create": create,
+    "detach": detach,
+    "release": release,
+    "spawn": spawn,
+    "run": run,
+}
