@@ -27,7 +27,7 @@ from netd.errors import (
     NoSuchNetwork,
     ShuttingDown,
 )
-from netd.lifeline import Watch
+from netd.lifeline import Unlinks, Watch
 from netd.link.tap import is_attached
 from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
@@ -59,6 +59,7 @@ class Daemon:
     """All networks of one owner."""
 
     _pace: Pace
+    _unlinks: Unlinks
 
     def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
         self.settings = settings
@@ -206,7 +207,7 @@ class Daemon:
         watch = self._watches.get(network.id)
         if watch is None:
             loop = asyncio.get_running_loop()
-            watch = self._watches[network.id] = Watch(loop, lambda: self._end(network, "ended"))
+            watch = self._watches[network.id] = Watch(loop, self._unlinks, lambda: self._end(network, "ended"))
         try:
             watch.add(lifeline)
         except (NetdError, OSError) as e:
@@ -424,7 +425,8 @@ class Daemon:
 
     async def start(self, stored: Iterable[tuple[str, int]] = ()) -> None:
         """Start the agent and restore what the service manager kept. Observers are told by ``announce``."""
-        self._pace = Pace(asyncio.get_running_loop(), clock)
+        loop = asyncio.get_running_loop()
+        self._pace, self._unlinks = Pace(loop, clock), Unlinks(loop)
         await self._agent.start()
         self._restore(stored)
         for network in list(self.networks.values()):
@@ -446,6 +448,7 @@ class Daemon:
             network.close(kept=self._notifier.present)
             network.release()
         self.networks.clear()
+        self._unlinks.close()
         await self._agent.stop()
         if self._record is not None:
             os.close(self._record.fd)

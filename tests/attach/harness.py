@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from netd.errors import AddressUnavailable, InvalidSpec, NetdError, NetworkExists, NoSuchPort, PortInUse, PortPrivileged
-from netd.lifeline import Watch
+from netd.lifeline import Unlinks, Watch
 from netd.netns.plan import OpenTap
 from netd.specs import ForwardSpec, ForwardStatus, Lifeline, NetworkSpec
 
@@ -100,7 +100,7 @@ class Daemon:
         self.networks: dict[str, Network] = {}
         self.observers: list[Callable[[str, Network], None]] = []
         self.changes = 0
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, tuple[Watch, Unlinks]] = {}
         self.fails: NetdError | None = None  # raised by an attach
         self.gate: asyncio.Event | None = None  # an attach waits for it
         self.attaching = asyncio.Event()  # an attach has begun
@@ -131,10 +131,13 @@ class Daemon:
         finally:
             if netns_fd >= 0:
                 os.close(netns_fd)
+        loop = asyncio.get_running_loop()
         id_ = os.urandom(6).hex()
         network = Network(id_, spec if spec.name else replace(spec, name=id_), lifeline, held, inode, tap)
         self.networks[id_] = network
-        watch = self._watches[id_] = Watch(asyncio.get_running_loop(), lambda: self._end(network))
+        unlinks = Unlinks(loop)
+        watch = Watch(loop, unlinks, lambda: self._end(network))
+        self._watches[id_] = watch, unlinks
         watch.add(lifeline)
         if "exit_fd" in held:
             watch.add(Lifeline("exit_fd", held["exit_fd"]))
@@ -154,7 +157,8 @@ class Daemon:
     def _end(self, network: Network) -> None:
         if self.networks.pop(network.id, None) is None:
             return
-        self._watches.pop(network.id).close()
+        for watch in self._watches.pop(network.id):
+            watch.close()
         for forward in network.forwards():
             network.remove_forward(forward.id)
         self._tell("detached", network)
