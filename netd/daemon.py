@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 Observer = Callable[[str, Network], None]
 NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
 LIFELINES_HELD = ("exit_fd", "pidfd")  # of ``Network.held``: further lifelines, by kind
+STATUS_AFTER = 0.5  # seconds that a change is old when systemctl shows it: what it came with is more urgent
 StoredFds = dict[str, list[int]]
 
 
@@ -73,6 +74,7 @@ class Daemon:
         self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
         self._stored: dict[str, StoredFds] = {}
         self._record: Record | None = None
+        self._status: asyncio.TimerHandle | None = None
         self._stopping = False
 
     # -- attach and detach ---------------------------------------------------------------------------------------
@@ -313,10 +315,18 @@ class Daemon:
                     notifier.store(f"{network.id}.{key}", fds)
                     stored[key] = fds
             self._write_record()
-            ports = sum(n.port_count() for n in self.networks.values())
-            notifier.send(f"STATUS={len(self.networks)} networks, {ports} published ports")
+            if self._status is None:
+                self._status = asyncio.get_running_loop().call_later(STATUS_AFTER, self._tell_status)
         except OSError as e:
             logger.error("%s would not survive a restart: %s", network.name, e)
+
+    def _tell_status(self) -> None:
+        self._status = None
+        ports = sum(n.port_count() for n in self.networks.values())
+        try:
+            self._notifier.send(f"STATUS={len(self.networks)} networks, {ports} published ports")
+        except OSError as e:
+            logger.error("the service manager cannot be told our status: %s", e)
 
     def _forget(self, network_id: str) -> None:
         stored = self._stored.pop(network_id, None)
@@ -441,6 +451,8 @@ class Daemon:
     async def stop(self) -> None:
         """Let go of everything. With a service manager the networks live on in its store."""
         self._stopping = True
+        if self._status is not None:
+            self._status.cancel()
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()

@@ -2,8 +2,9 @@
 
 ``setns(2)`` into a user namespace needs a single-threaded process and cannot be undone. The daemon therefore keeps
 this small process. What is to be done in a namespace is done by a child: it asks the network namespace for its owning
-user namespace (ioctl_ns(2)), enters both, does its work there, sends what it made back, and is gone. What is asked of
-the host's namespace, which the agent never leaves, the agent answers itself.
+user namespace (ioctl_ns(2)), enters both, does its work there, sends what it made back, and is gone. One child stands
+ready before it is needed, since to fork and to copy the pages it will touch takes longer than its work. What is asked
+of the host's namespace, which the agent never leaves, the agent answers itself.
 
 One SEQPACKET socket, made by the daemon and passed by number, carries one JSON object per message (``channel``). A
 request names an operation, an answer carries its result under the same name:
@@ -33,12 +34,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from netd.errors import AgentUnavailable, NetdError
 from netd.netns import view
 from netd.netns.channel import PROTOCOL, receive, send
-from netd.netns.configuration import Configured, configure, prepare
+from netd.netns.configuration import Configured, configure, prepare, rehearse
 from netd.netns.entry import enter, libc
 from netd.netns.plan import SocketPlan, TapPlan
 from netd.netns.sockets import open_sockets
@@ -46,6 +48,7 @@ from netd.netns.tun import identity, offer_uso, open_tap
 
 CHILDREN_MAX = 16  # requests at work at once; further ones wait in the socket
 CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
+READY_AFTER = 300  # ms without a request: whoever has just got a network is busy with what comes next
 PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
 
 Result = tuple[Any, Sequence[int]]  # what goes into the answer, and the fds that go with it
@@ -72,21 +75,23 @@ def tap(plan: TapPlan) -> Result:
     return {"mac": mac, **features, **done._asdict()}, [fd]
 
 
-def child(channel: socket.socket, request: int, op: str, netns_fd: int, work: Callable[[], Result]) -> NoReturn:
+def child(channel: socket.socket, message: dict[str, Any], netns_fd: int) -> NoReturn:
     """The forked child. Its status is 0 when it has answered."""
     status = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, CHILD_SECONDS)
+        libc.prctl(PR_SET_NAME, b"netd-agent", 0, 0, 0)
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # in there, root of the container could otherwise trace us
         try:
+            work = work_of(message)
             enter(netns_fd)
             result, fds = work()
         except NetdError as e:
-            refuse(channel, request, e)
+            refuse(channel, message["id"], e)
         else:
-            answer(channel, request, op, result, fds)
+            answer(channel, message["id"], message["op"], result, fds)
         status = 0
     except (BrokenPipeError, ConnectionResetError):
         pass  # the daemon is gone; so is what was made
@@ -94,6 +99,23 @@ def child(channel: socket.socket, request: int, op: str, netns_fd: int, work: Ca
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def stand_by(channel: socket.socket, agents: socket.socket, requests: socket.socket) -> NoReturn:
+    """The child that stands ready: it waits for one request from the agent, or for the agent's end."""
+    try:
+        libc.prctl(PR_SET_NAME, b"netd-ready", 0, 0, 0)
+        agents.close()  # or it would not see that end
+        with suppress(OSError, NetdError):
+            rehearse()
+        message, fds = receive(requests)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    if message is None or not fds:
+        os._exit(0)
+    requests.close()
+    child(channel, message, fds[0])
 
 
 # --- in the agent ----------------------------------------------------------------------------------------------
@@ -112,65 +134,119 @@ def refuse(channel: socket.socket, request: int, e: NetdError) -> None:
     send(channel, {"id": request, "error": e.code, "message": str(e), "hint": e.hint})
 
 
-def run(channel: socket.socket) -> None:
+class Agent:
     """Serves requests until the daemon closes its end."""
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, request
-    send(channel, {"agent": PROTOCOL})
-    while True:
-        for fd, _ in poll.poll():
-            if fd in children:
-                poll.unregister(fd)
-                os.close(fd)
-                pid, request = children.pop(fd)
-                if len(children) == CHILDREN_MAX - 1:
-                    poll.register(channel, select.POLLIN)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                if code != 0:  # it has not answered, or died after it did: then nobody waits for this any more
-                    why = f"took longer than {CHILD_SECONDS} s" if code == -signal.SIGALRM else f"died (status {code})"
-                    refuse(channel, request, AgentUnavailable(f"the process in the namespace {why}"))
-                continue
-            message, fds = receive(channel)
-            if message is None:
-                return
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._poll = select.poll()
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, request
+        self._ready: tuple[int, int, socket.socket] | None = None  # pidfd, pid, and where its request goes
+        self._lost = False  # one that stood ready has died: no other before the next request
+
+    def run(self) -> None:
+        """Until the daemon is gone. Raises OSError."""
+        self._poll.register(self._channel, select.POLLIN)
+        send(self._channel, {"agent": PROTOCOL})
+        self._have_ready()
+        while True:
+            wanted = self._ready is None and not self._children and not self._lost
+            events = self._poll.poll(READY_AFTER if wanted else None)
+            if not events:
+                self._have_ready()
+            for fd, _ in events:
+                if fd in self._children:
+                    self._bury(fd)
+                    continue
+                if self._ready is not None and fd == self._ready[0]:
+                    self._dismiss()
+                    continue
+                message, fds = receive(self._channel)
+                if message is None:
+                    return
+                try:
+                    self._accept(message, fds)
+                except NetdError as e:
+                    refuse(self._channel, message["id"], e)
+                finally:
+                    for received in fds:
+                        os.close(received)
+
+    def _accept(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Answers one request, or has a child do it. Raises AgentUnavailable."""
+        if "spilled" in message:
+            raise AgentUnavailable("no free file descriptor for the request", "raise LimitNOFILE")
+        if message.get("op") == "view":
+            return answer(self._channel, message["id"], "view", host_view())
+        if len(fds) != 1:
+            raise AgentUnavailable(f"a request carries one namespace, not {len(fds)}")
+        pidfd, pid = self._give(message, fds) or self._fork(child, message, fds[0])
+        self._children[pidfd] = pid, message["id"]
+        if len(self._children) == CHILDREN_MAX:
+            self._poll.unregister(self._channel)
+
+    def _fork(self, begin: Callable[..., NoReturn], *arguments: Any) -> tuple[int, int]:
+        """A child that does this: its pidfd, which is polled from now on, and its pid. Raises AgentUnavailable."""
+        try:
+            pid = os.fork()
+        except OSError as e:
+            raise AgentUnavailable(f"no process for the namespace: {e.strerror}") from e
+        if pid == 0:
+            begin(self._channel, *arguments)
+        pidfd = os.pidfd_open(pid)
+        self._poll.register(pidfd, select.POLLIN)
+        return pidfd, pid
+
+    def _bury(self, pidfd: int) -> None:
+        pid, request = self._children.pop(pidfd)
+        self._lost = False
+        code = self._reap(pidfd, pid)
+        if len(self._children) == CHILDREN_MAX - 1:
+            self._poll.register(self._channel, select.POLLIN)
+        if code != 0:  # it has not answered, or died after it did: then nobody waits for this any more
+            why = f"took longer than {CHILD_SECONDS} s" if code == -signal.SIGALRM else f"died (status {code})"
+            refuse(self._channel, request, AgentUnavailable(f"the process in the namespace {why}"))
+
+    def _reap(self, pidfd: int, pid: int) -> int:
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    # -- the child that stands ready ----------------------------------------------------------------------------
+
+    def _have_ready(self) -> None:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            return  # the next request has a child made for it
+        with theirs:
             try:
-                accept(channel, message, fds, poll, children)
-            except NetdError as e:
-                refuse(channel, message["id"], e)
-            finally:
-                for received in fds:
-                    os.close(received)
+                pidfd, pid = self._fork(stand_by, ours, theirs)
+            except (AgentUnavailable, OSError):
+                ours.close()
+                return
+        self._ready = pidfd, pid, ours
 
+    def _give(self, message: dict[str, Any], fds: list[int]) -> tuple[int, int] | None:
+        """Gives the request to the child that stands ready, if there is one and it takes it."""
+        if self._ready is None:
+            return None
+        pidfd, pid, requests = self._ready
+        try:
+            send(requests, message, fds)
+        except OSError:
+            return None  # it has died; its pidfd says so as well
+        requests.close()
+        self._ready = None
+        return pidfd, pid
 
-def accept(
-    channel: socket.socket,
-    message: dict[str, Any],
-    fds: list[int],
-    poll: select.poll,
-    children: dict[int, tuple[int, int]],
-) -> None:
-    """Answers one request, or forks a child that will. Raises AgentUnavailable."""
-    request = message["id"]
-    if "spilled" in message:
-        raise AgentUnavailable("no free file descriptor for the request", "raise LimitNOFILE")
-    op = message.get("op")
-    if op == "view":
-        return answer(channel, request, "view", host_view())
-    work = work_of(message)
-    if len(fds) != 1:
-        raise AgentUnavailable(f"a request carries one namespace, not {len(fds)}")
-    try:
-        pid = os.fork()
-    except OSError as e:
-        raise AgentUnavailable(f"no process for the namespace: {e.strerror}") from e
-    if pid == 0:
-        child(channel, request, str(op), fds[0], work)
-    pidfd = os.pidfd_open(pid)
-    children[pidfd] = pid, request
-    poll.register(pidfd, select.POLLIN)
-    if len(children) == CHILDREN_MAX:
-        poll.unregister(channel)
+    def _dismiss(self) -> None:
+        """It has ended before its time."""
+        assert self._ready is not None
+        pidfd, pid, requests = self._ready
+        self._ready, self._lost = None, True
+        requests.close()
+        self._reap(pidfd, pid)
 
 
 def work_of(message: dict[str, Any]) -> Callable[[], Result]:
@@ -205,7 +281,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # or a collection in a child would touch, and so copy, every page
     try:
-        run(channel)
+        Agent(channel).run()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the daemon went away while it was answered
 

@@ -254,6 +254,32 @@ def prepare(plan: TapPlan, ifname: str) -> None:
             tap.set(f"MAC {plan.mac}", ("IFLA_ADDRESS", _mac(plan.mac)))
 
 
+class Rehearsal(Rtnetlink):
+    """Spells what it is to change, and tells nobody."""
+
+    def change(self, what: str, kind: int, message: Any, flags: int = 0) -> None:
+        self.spell(kind, message, flags)
+
+
+def rehearse() -> None:
+    """Goes through ``configure`` without any effect. Raises OSError.
+
+    The memory of a forked process is its parent's until it is touched; then it is copied, page by page.
+    """
+    plan = TapPlan("lo", 1500, addresses=("192.0.2.1/24", "2001:db8::1/64"), routes=("default via 192.0.2.2",))
+    mac = "02:00:00:00:00:00"
+    with closing(Rehearsal()) as rtnl:
+        tap = Tap(rtnl, "lo")
+        tap.set("MTU", ("IFLA_MTU", plan.mtu))
+        tap.set("MAC", ("IFLA_ADDRESS", mac))
+        addresses = addresses_of(plan, mac)
+        for address in addresses:
+            tap.assign(address)
+        tap.up()
+        tap.install(routes_of(plan), addresses, onlink=True)
+        rtnl.links()
+
+
 class Tap:
     """One device, by its index. Every method raises Refused, unless it says otherwise."""
 

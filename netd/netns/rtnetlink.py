@@ -104,12 +104,7 @@ class Rtnetlink:
 
     def change(self, what: str, kind: int, message: Any, flags: int = 0) -> None:
         """Sends ``message`` and waits for the kernel's ACK. Raises Refused, saying what failed."""
-        self._sequence += 1
-        message["header"]["type"] = kind
-        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
-        message["header"]["sequence_number"] = self._sequence
-        message.encode()
-        self._socket.send(message.data)
+        self._socket.send(self.spell(kind, message, flags))
         while True:
             for sort, _, body in self._receive():
                 if sort == NLMSG_ERROR:
@@ -117,6 +112,15 @@ class Rtnetlink:
                     if code:
                         raise Refused(what, code)
                     return
+
+    def spell(self, kind: int, message: Any, flags: int) -> bytes:
+        """The bytes of a change, the next one in turn."""
+        self._sequence += 1
+        message["header"]["type"] = kind
+        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
+        message["header"]["sequence_number"] = self._sequence
+        message.encode()
+        return bytes(message.data)
 
     def links(self) -> list[Link]:
         """All interfaces, by index. Raises OSError."""

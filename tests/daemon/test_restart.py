@@ -161,7 +161,8 @@ async def test_the_store_follows(world: World, manager: ServiceManager, start: S
     os.close(network.held.pop("slirp_api"))
     daemon.changed(network)
     assert f"{i}.held-slirp_api" not in manager.names()
-    assert manager.duplicates == 0 and manager.lines[-1].startswith("STATUS=1 network")
+    assert manager.duplicates == 0
+    await until(lambda: any(line.startswith("STATUS=1 network") for line in manager.lines))
     await daemon.detach(network)
     assert manager.names() == ["state"]
     theirs.close()

@@ -207,5 +207,6 @@ def test_any_texts(texts: list[str]) -> None:
 def test_lone_surrogates_are_no_obstacle(tmp_path: Path) -> None:
     log = LogFile(opened(tmp_path / "log"), "pasta \udcff\nx")
     log.line("info", "\ud800")
-    assert (tmp_path / "log").read_text().splitlines() == ["pasta \\udcff x", "0.0000: info:    \\ud800"]
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert first == "pasta \\udcff x" and second.partition(":")[2] == " info:    \\ud800"
     log.close()

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from netd.netns.plan import OpenTap, TapPlan
 from netd.netns.spawn import Agent
 
 from .conftest import PATH, Namespace, Run
+from .test_agent import children_of
 
 PLAN = TapPlan("tap0", 65520, mac="02:11:22:33:44:55", address="10.0.2.100/24", gateway="10.0.2.2", txqueuelen=5000)
 BARE = TapPlan("tap0", 1500, configure=False)
@@ -272,8 +272,8 @@ def test_busy_then_free(run: Run, namespace: Namespace) -> None:
 
 def test_nobody_in_there_can_trace_the_child(run: Run, namespace: Namespace) -> None:
     def child_of(pid: int) -> str:
-        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return child
+        [child] = children_of(pid)
+        return str(child)
 
     async def ask() -> None:
         agent = Agent()

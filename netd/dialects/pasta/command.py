@@ -48,6 +48,7 @@ from netd.specs import Lifeline, NetworkSpec
 
 if TYPE_CHECKING:
     from netd.daemon import Daemon
+    from netd.netns.plan import HostView
     from netd.network import Network
 
 ATTACH_DEADLINE = 8.0  # seconds; the shim gives up after 10, Podman never
@@ -105,8 +106,7 @@ class _Attachment:
     async def make(self) -> None:
         """All of it, in order: what can be refused is refused before anything is made, ready is said last."""
         call, shim = self._call, self._shim
-        spec = await self._spec()
-        await self._target()
+        spec = await self._begin()
         await self._files()
         background = not call.foreground
         stays = call.foreground or bool(call.pid_file or call.conf_path)
@@ -171,9 +171,25 @@ class _Attachment:
 
     # -- what the command line names -------------------------------------------------------------------------------
 
-    async def _spec(self) -> NetworkSpec:
+    async def _begin(self) -> NetworkSpec:
+        """What the network is to be, and its target; a command is started only for one that can be."""
+        view = asyncio.ensure_future(self._daemon.host_view())  # read while the shim is asked for the namespace
+        try:
+            if self._call.command is not None:
+                spec = self._spec(await view)
+                await self._target()
+                return spec
+            try:
+                await self._target()
+            except Died:
+                self._spec(await view)  # what is wrong with that is said first
+                raise
+            return self._spec(await view)
+        finally:
+            view.cancel()
+
+    def _spec(self, view: HostView) -> NetworkSpec:
         call = self._call
-        view = await self._daemon.host_view()
         try:
             return network_spec_of(call, view, self._daemon.name_servers(), self._daemon.search_domains())
         except NoSuchInterface as error:
