@@ -48,7 +48,7 @@ from netd.netns.tun import identity, offer_uso, open_tap
 
 CHILDREN_MAX = 16  # requests at work at once; further ones wait in the socket
 CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
-READY_AFTER = 300  # ms without a request: whoever has just got a network is busy with what comes next
+READY_AFTER = 80  # ms without a request: whoever has just got a network is busy with what comes next
 PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
 
 Result = tuple[Any, Sequence[int]]  # what goes into the answer, and the fds that go with it

@@ -6,9 +6,11 @@ gets link-local addresses (contracts/pasta.md §1.1), so that it starts whatever
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface
 
 from netd.dialects.pasta.grammar import class_prefix
 from netd.netns.plan import HostInterface, HostRoute, HostView
@@ -16,6 +18,10 @@ from netd.netns.plan import HostInterface, HostRoute, HostView
 LOCAL_GUEST, LOCAL_GATEWAY, LOCAL_PREFIX = "169.254.2.1", "169.254.2.2", 16
 LOCAL_GATEWAY6 = "fe80::1"
 PREFIX6 = 64
+
+# A host's addresses and routes are the same from call to call, and take long to read.
+ip_interface = functools.lru_cache(1024)(ipaddress.ip_interface)
+ip_network = functools.lru_cache(1024)(ipaddress.ip_network)
 
 
 class NoSuchInterface(Exception):
