@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import secrets
-import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from netd.errors import (
     NoSuchNetwork,
     ShuttingDown,
 )
-from netd.lifeline import Unlinks, Watch
+from netd.lifeline import KINDS_HELD, Unlinks, Watch, has_ended, is_deserted
 from netd.link.tap import is_attached
 from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
@@ -44,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
 NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
-LIFELINES_HELD = ("exit_fd", "pidfd")  # of ``Network.held``: further lifelines, by kind
 STATUS_AFTER = 0.5  # seconds that a change is old when systemctl shows it: what it came with is more urgent
 StoredFds = dict[str, list[int]]
 
@@ -131,7 +129,7 @@ class Daemon:
                 same_device = same_device and other.tap.mac == tap.mac
             if same_device or (name and name in (other.name, other.id)):
                 # A container that restarts comes back before its old lifeline's event may have been looked at.
-                if not _has_ended(other):
+                if not has_ended(other.lifeline, other.held):
                     what = (
                         f"the namespace has a network at {spec.ifname} already" if same_device else "the name is taken"
                     )
@@ -201,7 +199,7 @@ class Daemon:
 
     def _watch_all(self, network: Network) -> None:
         self._watch(network, network.lifeline)
-        for kind in LIFELINES_HELD:
+        for kind in KINDS_HELD:
             if kind in network.held:
                 self._watch(network, Lifeline(kind, network.held[kind]))
 
@@ -285,8 +283,14 @@ class Daemon:
         return next((network.name for network in self._holders_of(spec)), "")
 
     def _free_dead(self, spec: ForwardSpec) -> bool:
-        """End the holders of ports of ``spec`` whose lifelines have ended unseen (podman.md, T11); True if any."""
-        dead = [network for network in self._holders_of(spec) if _has_ended(network)]
+        """End the holders of ports of ``spec`` whose lifelines have ended unseen, or whose container was killed behind
+        Podman's back (podman.md, T11); True if any."""
+        dead = [
+            network
+            for network in self._holders_of(spec)
+            if has_ended(network.lifeline, network.held)
+            or is_deserted(network.lifeline, network.netns_inode, time.time() - network.created)
+        ]
         for network in dead:
             self._end(network, "ended")
         return bool(dead)
@@ -387,7 +391,7 @@ class Daemon:
             raise NamespaceUnavailable("its device is gone")
         tap = OpenTap(tap_fd, **entry["tap"])
         held = {key: by_name[f"{id_}.held-{key}"][0] for key in entry["held"] if f"{id_}.held-{key}" in by_name}
-        if any(kind in entry["held"] and kind not in held for kind in LIFELINES_HELD):
+        if any(kind in entry["held"] and kind not in held for kind in KINDS_HELD):
             raise NamespaceUnavailable("it ended while netd was away")
         if kind not in ("exit_fd", "shim", "pidfd", "path", "explicit"):
             raise ValueError(f"lifeline {kind!r}")
@@ -486,18 +490,3 @@ def _close_all(fds: Iterable[int]) -> None:
                 os.close(fd)
         except OSError as e:
             logger.error("descriptor %d was not open: %s", fd, e.strerror)
-
-
-def _has_ended(network: Network) -> bool:
-    """True if a lifeline's end is known to the kernel, though not yet to us."""
-    poller = select.poll()
-    kind, fd = network.lifeline.kind, network.lifeline.fd
-    if network.lifeline.path and not os.path.lexists(network.lifeline.path):
-        return True
-    if fd >= 0:
-        poller.register(fd, select.POLLIN if kind == "pidfd" else select.POLLHUP | select.POLLRDHUP)
-    if "exit_fd" in network.held:
-        poller.register(network.held["exit_fd"], select.POLLHUP)
-    if "pidfd" in network.held:
-        poller.register(network.held["pidfd"], select.POLLIN)
-    return bool(poller.poll(0))

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import select
 import struct
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netd.errors import NamespaceUnavailable
@@ -23,6 +24,10 @@ from netd.specs import Lifeline
 
 _IN_MOVED_FROM, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800  # sys/inotify.h
 _IN_UNMOUNT, _IN_Q_OVERFLOW, _IN_IGNORED = 0x2000, 0x4000, 0x8000
+KINDS_HELD = ("exit_fd", "pidfd")  # further lifelines, by their keys in ``Network.held``
+SETTLED = 10.0  # seconds after which a container's first process has long been in its namespace
+# Podman's own name for one; nobody enters it later but into a container that is there.
+_PODMANS = re.compile(r"/netns/netns-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _EVENT = struct.Struct("=iIII")  # struct inotify_event: wd mask cookie len, then the name
 
 
@@ -151,3 +156,31 @@ class Watch:
             self._loop.remove_reader(self._hangups.fileno())
             self._hangups.close()
             self._hangups = None
+
+
+def has_ended(lifeline: Lifeline, held: Mapping[str, int]) -> bool:
+    """True if the end of one is known to the kernel, though it may not have been looked at yet."""
+    if lifeline.path and not os.path.lexists(lifeline.path):
+        return True
+    poller = select.poll()
+    for kind, fd in ((lifeline.kind, lifeline.fd), *((kind, held.get(kind, -1)) for kind in KINDS_HELD)):
+        if fd >= 0:
+            poller.register(fd, {"pidfd": select.POLLIN, "shim": select.POLLRDHUP}.get(kind, 0))
+    return bool(poller.poll(0))
+
+
+def is_deserted(lifeline: Lifeline, netns_inode: int, age: float) -> bool:
+    """True if a container of Podman's, ``age`` seconds old, was killed and Podman has not heard of it.
+
+    A unit that kills its cgroup takes Podman's watcher along (conmon); the path of the namespace stays until
+    `podman rm`. Asks every process where it is, some 10 us each. All that may be in there can be asked: who made a user
+    namespace may trace what is in it (ptrace(2), PTRACE_MODE_READ).
+    """
+    if not netns_inode or age < SETTLED or lifeline.kind != "path" or not _PODMANS.search(lifeline.path):
+        return False
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{pid}/ns/net").st_ino == netns_inode:
+                    return False
+    return True

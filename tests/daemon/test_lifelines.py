@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,33 @@ async def test_a_dead_networks_port_is_taken_over_in_the_same_turn(
     end()
     assert second.add_forward(spec, "pasta").spec == spec
     assert list(daemon.networks) == [second.id]
+
+
+@pytest.mark.parametrize("case", ["deserted", "alive", "young", "of a user's own"])
+async def test_a_killed_containers_port_is_taken_over_though_podman_has_not_heard_of_it(
+    world: World, daemon: Daemon, tmp_path: Path, case: str
+) -> None:
+    """A unit without ExecStop kills its cgroup, conmon with it: the namespace's path stays."""
+    path = tmp_path / "netns" / ("mine" if case == "of a user's own" else f"netns-{uuid.UUID(int=7)}")
+    path.parent.mkdir()
+    path.write_text("")
+    guest = world.guest()
+    first = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("path", path=str(path)))
+    second = await daemon.attach(NetworkSpec(), os.dup(world.guest().fd), Lifeline("explicit"))
+    spec = ForwardSpec("tcp", first.add_forward(ForwardSpec("tcp", 0, 80), "pasta").spec.host_port, 80)
+    if case != "alive":
+        assert guest.process is not None
+        guest.process.kill()
+        guest.process.wait()
+    if case != "young":
+        first.created -= 3600
+    if case == "deserted":
+        assert second.add_forward(spec, "pasta").spec == spec
+        assert list(daemon.networks) == [second.id]
+    else:
+        with pytest.raises(PortInUse, match=f"held by network {first.name}"):
+            second.add_forward(spec, "pasta")
+        assert list(daemon.networks) == [first.id, second.id]
 
 
 async def test_attach_and_detach_are_quick(world: World, daemon: Daemon) -> None:
