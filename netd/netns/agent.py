@@ -112,8 +112,10 @@ def stand_by(channel: socket.socket, agents: socket.socket, requests: socket.soc
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    if message is None or not fds:
+    if message is None:
         os._exit(0)
+    if not fds:  # no room for them in our table
+        os._exit(1)
     requests.close()
     child(channel, message, fds[0])
 
@@ -142,7 +144,7 @@ class Agent:
         self._poll = select.poll()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, request
         self._ready: tuple[int, int, socket.socket] | None = None  # pidfd, pid, and where its request goes
-        self._lost = False  # one that stood ready has died: no other before the next request
+        self._lost = False  # one that stood ready has died, or none could be had: no other before the next request
 
     def run(self) -> None:
         """Until the daemon is gone. Raises OSError."""
@@ -218,12 +220,14 @@ class Agent:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            return  # the next request has a child made for it
+            self._lost = True  # the next request has a child made for it
+            return
         with theirs:
             try:
                 pidfd, pid = self._fork(stand_by, ours, theirs)
             except (AgentUnavailable, OSError):
                 ours.close()
+                self._lost = True
                 return
         self._ready = pidfd, pid, ours
 
