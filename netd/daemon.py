@@ -107,7 +107,8 @@ class Daemon:
         finally:
             _close_all((netns_fd,))
         self._watch_all(network)
-        logger.info("attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
+        loop = asyncio.get_running_loop()  # the caller waits, and the journal would run before it
+        loop.call_soon(logger.info, "attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
         self.changed(network)
         self._tell("attached", network)
         return network

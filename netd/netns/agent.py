@@ -38,17 +38,17 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from netd.errors import AgentUnavailable, NetdError
-from netd.netns import view
 from netd.netns.channel import PROTOCOL, receive, send
 from netd.netns.configuration import Configured, configure, prepare, rehearse
 from netd.netns.entry import enter, libc
 from netd.netns.plan import SocketPlan, TapPlan
 from netd.netns.sockets import open_sockets
 from netd.netns.tun import identity, offer_uso, open_tap
+from netd.netns.view import Host
 
 CHILDREN_MAX = 16  # requests at work at once; further ones wait in the socket
 CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
-READY_AFTER = 80  # ms without a request: whoever has just got a network is busy with what comes next
+READY_AFTER = 150  # ms without a request: whoever has just got a network is busy with what comes next
 PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
 
 Result = tuple[Any, Sequence[int]]  # what goes into the answer, and the fds that go with it
@@ -142,6 +142,7 @@ class Agent:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._poll = select.poll()
+        self._host = Host()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, request
         self._ready: tuple[int, int, socket.socket] | None = None  # pidfd, pid, and where its request goes
         self._lost = False  # one that stood ready has died, or none could be had: no other before the next request
@@ -179,7 +180,10 @@ class Agent:
         if "spilled" in message:
             raise AgentUnavailable("no free file descriptor for the request", "raise LimitNOFILE")
         if message.get("op") == "view":
-            return answer(self._channel, message["id"], "view", host_view())
+            try:
+                return answer(self._channel, message["id"], "view", self._host.view())
+            except OSError as e:
+                raise AgentUnavailable(f"the host's network cannot be read: {e.strerror}") from e
         if len(fds) != 1:
             raise AgentUnavailable(f"a request carries one namespace, not {len(fds)}")
         pidfd, pid = self._give(message, fds) or self._fork(child, message, fds[0])
@@ -266,14 +270,6 @@ def work_of(message: dict[str, Any]) -> Callable[[], Result]:
     except (KeyError, TypeError) as e:  # the package was replaced under a running daemon
         raise AgentUnavailable(f"the agent is of another version: {e}", "restart netd") from e
     raise AgentUnavailable(f"the agent is of another version: it knows nothing of {op!r}", "restart netd")
-
-
-def host_view() -> dict[str, Any]:
-    """The network of the namespace that the agent was started in. Raises AgentUnavailable."""
-    try:
-        return view.read()
-    except OSError as e:
-        raise AgentUnavailable(f"the host's network cannot be read: {e.strerror}") from e
 
 
 def main() -> None:

@@ -266,3 +266,52 @@ def test_as_the_test_itself_sees_it(run: Run, make_namespace: Callable[..., Name
 
     view = run(main())
     assert [(i.index, i.name) for i in view.interfaces] == socket.if_nameindex()
+
+
+CHANGES = """
+import asyncio, json, subprocess, sys
+from netd.netns.spawn import Agent
+async def main():
+    agent = Agent()
+    await agent.start()
+    seen = [await agent.host_view()]
+    for line in sys.argv[1].splitlines():
+        subprocess.run(line, shell=True, check=True)
+        seen.append(await agent.host_view())
+        assert await agent.host_view() == seen[-1]
+    await agent.stop()
+    for one in seen:
+        addresses = [a for i in one.interfaces for a in i.addresses if i.name != "lo"]
+        print(json.dumps([[(i.name, i.mtu, i.up) for i in one.interfaces], addresses, [r.destination for r in one.routes]]))
+asyncio.run(main())
+"""
+
+
+def test_every_change_is_seen_at_once(host: Host) -> None:
+    """It is read again only after the kernel has told of a change; here before each question, of every kind."""
+    host.batch("link set lo up\nlink add eth0 type veth peer name peer0\nlink set peer0 up\nlink set eth0 up\n")
+    host.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad")
+    flood = "for i in $(seq 9000); do echo link set eth0 mtu $((1400 + i % 50)); done | ip -batch -"
+    lines = [
+        "true",
+        "ip address add 192.0.2.2/24 dev eth0",
+        "ip -6 address add 2001:db8::2/64 dev eth0 nodad",
+        "ip route add default via 192.0.2.1",
+        "ip -6 route add default via 2001:db8::1",
+        "ip link set eth0 mtu 1400",
+        "ip link add more0 type bridge",
+        "ip route del default",
+        "ip address del 192.0.2.2/24 dev eth0",
+        f"{flood}; ip link set eth0 mtu 1300",  # more than the queue holds
+        "ip link set eth0 down",
+    ]
+    said = host.run(sys.executable, "-c", CHANGES, "\n".join(lines))
+    seen = [json.loads(line) for line in said.splitlines()]
+    assert len(seen) == len(lines) + 1
+    links, addresses, routes = zip(*seen, strict=True)
+    assert seen[0] == seen[1]
+    assert "192.0.2.2/24" in addresses[2] and "2001:db8::2/64" in addresses[3]
+    assert "0.0.0.0/0" in routes[4] and "::/0" in routes[5]
+    assert ["eth0", 1400, True] in links[6] and ["more0", 1500, False] in links[7]
+    assert "0.0.0.0/0" not in routes[8] and "192.0.2.2/24" not in addresses[9]
+    assert ["eth0", 1300, True] in links[10] and ["eth0", 1300, False] in links[11]
