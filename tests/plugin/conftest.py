@@ -7,7 +7,7 @@ import pytest
 
 from tests.attach import fixtures
 from tests.attach.fixtures import daemon, runtime_dir, server
-from tests.plugin.peer import Bench
+from tests.plugin.peer import Bench, altered
 
 __all__ = ["daemon", "runtime_dir", "server"]
 
@@ -20,3 +20,9 @@ def bench(runtime_dir: Path) -> Iterator[Bench]:
     bench = Bench(runtime_dir)
     yield bench
     bench.close()
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    """The shim with half a second of patience instead of ten."""
+    return altered(tmp_path, "main", "\nWAIT = 10.0 ", "\nWAIT = 0.5 ")
