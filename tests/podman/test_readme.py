@@ -13,7 +13,7 @@ def test_every_test_that_it_names_exists() -> None:
     places = {
         **{path.stem.removeprefix("test_podman_"): path for path in HERE.glob("test_podman_*.py")},
         **{p.stem.removeprefix("test_slirp4netns_"): p for p in (TESTS / "dialects").glob("test_slirp4netns_*.py")},
-        "shim": TESTS / "plugin" / "test_shim.py",
+        **{p.stem.removeprefix("test_"): p for p in (TESTS / "plugin").glob("test_shim*.py")},
     }
     rows = [line for line in (HERE / "README.md").read_text().splitlines() if line.startswith("| ") and "`" in line]
     found = 0
