@@ -17,6 +17,7 @@ fib6_add_rt2node() in net/ipv6/ip6_fib.c, ip-route(8).
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
@@ -224,10 +225,11 @@ def configure(plan: TapPlan, ifname: str, persistent: bool, mac: str) -> Configu
     with closing(Rtnetlink()) as rtnl:
         tap = Tap(rtnl, ifname)
         tap.lo_up()
-        tap.set(f"MTU {plan.mtu}", ("IFLA_MTU", plan.mtu))
-        tap.set(f"txqueuelen {plan.txqueuelen}", ("IFLA_TXQLEN", plan.txqueuelen))
+        settings: dict[str, tuple[str, Any]] = {f"MTU {plan.mtu}": ("IFLA_MTU", plan.mtu)}
+        settings[f"txqueuelen {plan.txqueuelen}"] = "IFLA_TXQLEN", plan.txqueuelen
         if plan.mac:
-            tap.set(f"MAC {plan.mac}", ("IFLA_ADDRESS", mac))
+            settings[f"MAC {plan.mac}"] = "IFLA_ADDRESS", mac
+        tap.set_all(settings)
         no_ipv6 = tap.enable_ipv6(plan.mtu) if wants_ipv6 else ""
         if persistent and plan.routes:
             tap.forget_routes()
@@ -270,8 +272,7 @@ def rehearse() -> None:
     mac = "02:00:00:00:00:00"
     with closing(Rehearsal()) as rtnl:
         tap = Tap(rtnl, "lo")
-        tap.set("MTU", ("IFLA_MTU", plan.mtu))
-        tap.set("MAC", ("IFLA_ADDRESS", mac))
+        tap.set_all({"MTU": ("IFLA_MTU", plan.mtu), "MAC": ("IFLA_ADDRESS", mac)})
         addresses = addresses_of(plan, mac)
         for address in addresses:
             tap.assign(address)
@@ -293,6 +294,14 @@ class Tap:
 
     def set(self, what: str, *attributes: tuple[str, Any]) -> None:
         self._change(what, RTM_NEWLINK, messages.link(self._ifindex, *attributes))
+
+    def set_all(self, settings: dict[str, tuple[str, Any]]) -> None:
+        """``set`` for each in one message; where that is refused one by one, to tell which it is."""
+        try:
+            self.set(", ".join(settings), *settings.values())
+        except Refused:
+            for what, attribute in settings.items():
+                self.set(what, attribute)
 
     def up(self) -> None:
         self._change("up", RTM_NEWLINK, messages.link(self._ifindex, up=True))
@@ -409,13 +418,20 @@ class Tap:
 
 
 def _sysctl(ifname: str, key: str, value: str = "") -> str:
-    """net.ipv6.conf.IFNAME.KEY of this namespace, set to ``value`` before unless that is ""; "" if it cannot be."""
-    path = f"/proc/sys/net/ipv6/conf/{ifname}/{key}"
+    """net.ipv6.conf.IFNAME.KEY of this namespace, or "" if it cannot be read; with ``value`` it is set, if it can be.
+
+    A file object would make twice the system calls.
+    """
     try:
-        if value:
-            with open(path, "w") as file:
-                file.write(value)
-        with open(path) as file:
-            return file.read().strip()
+        fd = os.open(f"/proc/sys/net/ipv6/conf/{ifname}/{key}", (os.O_WRONLY if value else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError:  # no IPv6 in this kernel, a read-only /proc/sys, none
         return ""
+    try:
+        if not value:
+            return os.read(fd, 32).decode().strip()
+        os.write(fd, value.encode())
+        return value
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

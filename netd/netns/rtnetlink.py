@@ -46,6 +46,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5,
 RT_TABLE_MAIN, RTPROT_KERNEL, RTN_UNICAST, RTM_F_CLONED = 254, 2, 1, 0x200
 
 DUMP_TRIES = 4  # of a table that keeps changing the last one is taken as it is
+ACK_MAX = 8192  # bytes: 36, and after an error the request once more, of which nothing is read
 DUMP_MAX = 20_000  # messages of one dump that are looked at: some 0.1 s
 # A family that this kernel has not, a table in which nothing has ever been.
 NOTHING = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ENOENT)
@@ -106,7 +107,7 @@ class Rtnetlink:
         """Sends ``message`` and waits for the kernel's ACK. Raises Refused, saying what failed."""
         self._socket.send(self.spell(kind, message, flags))
         while True:
-            for sort, _, body in self._receive():
+            for sort, _, body in self._answers(self._socket.recv(ACK_MAX)):
                 if sort == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     if code:
@@ -207,7 +208,9 @@ class Rtnetlink:
     def _receive(self) -> list[tuple[int, int, bytes]]:
         """The messages of one part that answer the last request: (type, flags, body)."""
         size = self._socket.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
-        data = self._socket.recv(size)
+        return self._answers(self._socket.recv(size))
+
+    def _answers(self, data: bytes) -> list[tuple[int, int, bytes]]:
         found, offset = [], 0
         while offset + NLMSGHDR.size <= len(data):
             length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, offset)
