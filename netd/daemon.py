@@ -1,9 +1,4 @@
-"""The set of networks: attach, detach, and what outlives this process.
-
-With a service manager every descriptor that a network lives on is in its store from the moment it exists
-(``changed``), beside a record of plain data; ``start`` builds the networks again from both. Without one the networks
-end with the process.
-"""
+"""The set of networks: attach, detach, and building them again from what an earlier life of this process has stored."""
 
 from __future__ import annotations
 
@@ -15,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from netd import __version__
 from netd.blueprint import plan_of
 from netd.errors import (
     AmbiguousNetwork,
@@ -30,21 +24,20 @@ from netd.lifeline import KINDS_HELD, Unlinks, Watch, has_ended, is_deserted
 from netd.link.tap import is_attached
 from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
-from netd.network import Network, clock, record_of
+from netd.netns.view import Host
+from netd.network import Network, clock
 from netd.pace import Pace
-from netd.record import Record
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
 from netd.services import dns
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
+from netd.store import SOON, Store
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
 NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
-STATUS_AFTER = 0.5  # seconds that a change is old when systemctl shows it: what it came with is more urgent
-StoredFds = dict[str, list[int]]
 
 
 def _share_an_address(one: str, other: str) -> bool:
@@ -65,14 +58,12 @@ class Daemon:
         self.networks: dict[str, Network] = {}
         self.observers: list[Observer] = []
         self.started = time.time()
-        self._notifier = notifier or Notifier()
+        self._store = Store(notifier or Notifier(), self.networks)
         self._agent = Agent()
+        self._host = Host(self._agent.host_view)
         self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock, dns.search_in)
         self._watches: dict[str, Watch] = {}
         self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
-        self._stored: dict[str, StoredFds] = {}
-        self._record: Record | None = None
-        self._status: asyncio.TimerHandle | None = None
         self._stopping = False
 
     # -- attach and detach ---------------------------------------------------------------------------------------
@@ -108,8 +99,8 @@ class Daemon:
             _close_all((netns_fd,))
         self._watch_all(network)
         loop = asyncio.get_running_loop()  # the caller waits, and the journal would run before it
-        loop.call_soon(logger.info, "attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
-        self.changed(network)
+        loop.call_later(SOON, logger.info, "attached %s (%s, %s)", network.name, spec.origin, lifeline.kind)
+        self.changed_soon(network)
         self._tell("attached", network)
         return network
 
@@ -229,7 +220,7 @@ class Daemon:
         logger.info("%s: %s", network.name, why)
         self._tell("detached", network)
         network.release()
-        self._forget(network.id)
+        self._store.forget(network.id)
 
     def _tell(self, event: str, network: Network) -> None:
         for observer in list(self.observers):
@@ -239,7 +230,7 @@ class Daemon:
 
     async def host_view(self) -> HostView:
         """The host's interfaces, addresses and routes. AgentUnavailable."""
-        return await self._agent.host_view()
+        return await self._host.view()
 
     def name_servers(self) -> list[str]:
         """The host's, as they are now."""
@@ -305,71 +296,17 @@ class Daemon:
     # -- what outlives the process -------------------------------------------------------------------------------
 
     def changed(self, network: Network) -> None:
-        """A network, its forwards or its held descriptors changed: bring store and record up to date."""
-        notifier = self._notifier
-        if not notifier.present or network.id not in self.networks:
-            return
-        stored = self._stored.setdefault(network.id, {})
-        wanted = network.stored_fds()
-        try:
-            for key in [key for key, fds in stored.items() if wanted.get(key) != fds]:
-                notifier.unstore(f"{network.id}.{key}")
-                del stored[key]
-            for key, fds in wanted.items():
-                if key not in stored:
-                    notifier.store(f"{network.id}.{key}", fds)
-                    stored[key] = fds
-            self._write_record()
-            if self._status is None:
-                self._status = asyncio.get_running_loop().call_later(STATUS_AFTER, self._tell_status)
-        except OSError as e:
-            logger.error("%s would not survive a restart: %s", network.name, e)
+        """A network, its forwards or its held descriptors changed: so must what is stored of it."""
+        self._store.changed(network)
 
-    def _tell_status(self) -> None:
-        self._status = None
-        ports = sum(n.port_count() for n in self.networks.values())
-        try:
-            self._notifier.send(f"STATUS={len(self.networks)} networks, {ports} published ports")
-        except OSError as e:
-            logger.error("the service manager cannot be told our status: %s", e)
-
-    def _forget(self, network_id: str) -> None:
-        stored = self._stored.pop(network_id, None)
-        if stored is None:
-            return
-        try:
-            for key in stored:
-                self._notifier.unstore(f"{network_id}.{key}")
-            self._write_record()
-        except OSError as e:
-            logger.error("the record of networks could not be written: %s", e)
-
-    def _write_record(self) -> None:
-        if self._record is None:
-            self._record = Record()
-            self._notifier.store("state", [self._record.fd])
-        self._record.write({"version": __version__}, networks=(record_of(n) for n in self.networks.values()))
+    def changed_soon(self, network: Network) -> None:
+        """``changed``, but after what somebody waits for."""
+        self._store.changed_soon(network)
 
     def _restore(self, stored: Iterable[tuple[str, int]]) -> None:
         """Build the networks again from the service manager's descriptors; what fits nothing is closed and let go."""
-        by_name: dict[str, list[int]] = {}
-        for name, fd in stored:
-            by_name.setdefault(name, []).append(fd)
-        content: dict[str, Any] | None = None
-        state = by_name.pop("state", [])
-        if state:
-            record = Record(state[0])
-            content = record.read()
-            if content is None:
-                logger.warning("the record of an earlier netd is not readable: starting cold")
-            for fd in state if content is None else state[1:]:
-                os.close(fd)
-            if content is None:
-                self._notifier.unstore("state")
-            else:
-                self._record = record
-        entries = (content or {}).get("networks")
-        for entry in entries if isinstance(entries, list) else []:
+        entries, by_name = self._store.take_up(stored)
+        for entry in entries:
             try:
                 self._restore_network(entry, by_name)
             except (NetdError, OSError, KeyError, TypeError, ValueError) as e:
@@ -378,7 +315,7 @@ class Daemon:
         for name, fds in by_name.items():
             for fd in fds:
                 os.close(fd)
-            self._notifier.unstore(name)
+            self._store.let_go(name)
 
     def _restore_network(self, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
         id_ = entry["id"]
@@ -403,11 +340,10 @@ class Daemon:
             by_name[names["tap"]].pop(0)  # closed by now; our caller lets go of the rest
             raise
         self.networks[id_] = network
-        stored = self._stored[id_] = {}
         for name in (*names.values(), *(f"{id_}.held-{key}" for key in held)):
             if name in by_name:
                 fd, *others = by_name.pop(name)
-                stored[name.split(".", 1)[1]] = [fd]
+                self._store.adopt(id_, name.split(".", 1)[1], [fd])
                 _close_all(others)
         try:
             self._restore_forwards(network, entry, by_name)
@@ -419,7 +355,6 @@ class Daemon:
         logger.info("restored %s", network.name)
 
     def _restore_forwards(self, network: Network, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
-        stored = self._stored[network.id]
         for forward in entry["forwards"]:
             id_, spec, origin = forward["id"], ForwardSpec(**forward["spec"]), forward["origin"]
             key = f"port-{id_}"
@@ -429,11 +364,11 @@ class Daemon:
                 network.restore_forward(id_, spec, origin, fds)
             except NetdError as e:
                 logger.warning("%s: %s", network.name, e)
-                self._notifier.unstore(name)
+                self._store.let_go(name)
             else:
                 whole = network.stored_fds()[key]
                 if len(fds) == len(whole):  # else ``changed`` stores those that were bound anew
-                    stored[key] = whole
+                    self._store.adopt(network.id, key, whole)
         network.resume_forward_ids(entry["next_forward_id"])
 
     # -- start and stop ------------------------------------------------------------------------------------------
@@ -456,20 +391,18 @@ class Daemon:
     async def stop(self) -> None:
         """Let go of everything. With a service manager the networks live on in its store."""
         self._stopping = True
-        if self._status is not None:
-            self._status.cancel()
+        self._store.catch_up()
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()
         for network in list(self.networks.values()):
-            network.close(kept=self._notifier.present)
+            network.close(kept=self._store.present)
             network.release()
         self.networks.clear()
         self._unlinks.close()
+        self._host.close()
         await self._agent.stop()
-        if self._record is not None:
-            os.close(self._record.fd)
-            self._record = None
+        self._store.close()
 
 
 def _check_open(lifeline: Lifeline, held: dict[str, int]) -> None:

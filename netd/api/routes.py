@@ -144,8 +144,7 @@ async def attach_network(daemon: Daemon, request: web.Request) -> web.Response:
     except BaseException:
         await daemon.detach(network)
         raise
-    if wanted.ports:
-        daemon.changed(network)
+    daemon.changed(network)
     return _reply(models.Network.of(network.status()), 201, f"/v1/networks/{network.id}")
 
 

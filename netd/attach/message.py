@@ -54,7 +54,7 @@ class Answer(_Message):
     errno: int = 0
     error: OsText = ""
     pid: int = 0  # Detach: of the process that goes on; Spawn: of the command
-    text: OsText = ""  # Realpath: the path; Spawn: what was not permitted, one line each
+    text: OsText = ""  # Realpath, Open: the path; Spawn: what was not permitted, one line each
 
 
 class Step(_Message):
@@ -64,10 +64,14 @@ class Step(_Message):
 
 
 class Open(Step):
-    """Open ``path`` for reading, in the shim's mount namespace and working directory, and send the descriptor."""
+    """Open ``path`` for reading, in the shim's mount namespace and working directory, and send the descriptor.
+
+    With ``real`` the answer tells besides, in ``text``, what ``Realpath`` would; earlier shims do not know of it.
+    """
 
     op: Literal["open"] = "open"
     path: OsText
+    real: bool = False
 
 
 class Create(Step):

@@ -44,7 +44,7 @@ from netd.netns.entry import enter, libc
 from netd.netns.plan import SocketPlan, TapPlan
 from netd.netns.sockets import open_sockets
 from netd.netns.tun import identity, offer_uso, open_tap
-from netd.netns.view import Host
+from netd.netns.view import read
 
 CHILDREN_MAX = 16  # requests at work at once; further ones wait in the socket
 CHILD_SECONDS = 4.0  # a child's life, shorter than the daemon's patience
@@ -142,7 +142,6 @@ class Agent:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._poll = select.poll()
-        self._host = Host()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, request
         self._ready: tuple[int, int, socket.socket] | None = None  # pidfd, pid, and where its request goes
         self._lost = False  # one that stood ready has died, or none could be had: no other before the next request
@@ -181,7 +180,7 @@ class Agent:
             raise AgentUnavailable("no free file descriptor for the request", "raise LimitNOFILE")
         if message.get("op") == "view":
             try:
-                return answer(self._channel, message["id"], "view", self._host.view())
+                return answer(self._channel, message["id"], "view", read())
             except OSError as e:
                 raise AgentUnavailable(f"the host's network cannot be read: {e.strerror}") from e
         if len(fds) != 1:

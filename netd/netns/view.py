@@ -1,13 +1,12 @@
-"""The network of the namespace this process is in, as one object of JSON, and what the daemon makes of it.
-
-The agent itself never leaves the host's namespace, so it reads the host's: when it is asked for the first time, and
-again when the kernel has told of a change (rtnetlink(7), multicast groups).
+"""The host's network: read by the agent, who never leaves that namespace, as one object of JSON, and kept by the daemon
+until the kernel tells of a change (rtnetlink(7), multicast groups).
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
@@ -20,30 +19,40 @@ GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 
 
 class Host:
-    """What ``read`` reads, as it is now."""
+    """The host's network as it is now, asked for again only when the kernel has told of a change."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[HostView]]) -> None:
+        self._ask = ask
         self._news: socket.socket | None = None
-        self._last: dict[str, Any] | None = None
+        self._last: HostView | None = None
+        self._asked = 0
 
-    def view(self) -> dict[str, Any]:
-        """Raises OSError."""
-        if self._changed() or self._last is None:
+    async def view(self) -> HostView:
+        """Raises what ``ask`` does."""
+        if self._changed():
             self._last = None
-            self._last = read()
-        return self._last
+        if self._last is not None:
+            return self._last
+        self._asked += 1
+        asked = self._asked
+        seen = await self._ask()
+        if asked == self._asked:  # else it may be older than a change that another has seen
+            self._last = seen
+        return seen
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._news is not None:
+            self._news.close()
+            self._news = None
 
     def _changed(self) -> bool:
         """True if the kernel has told of a change since the last time, or may have."""
-        if self._news is None:
-            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            news = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-            try:
-                news.bind((0, GROUPS))
-            except OSError:
-                news.close()
-                raise
-            self._news = news
+        try:
+            if self._news is None:
+                self._news = _open()
+                return True
+        except OSError:  # out of descriptors, or a service without netlink
             return True
         told = False
         while True:
@@ -58,8 +67,19 @@ class Host:
                     return told
 
 
+def _open() -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    news = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+    try:
+        news.bind((0, GROUPS))
+    except OSError:
+        news.close()
+        raise
+    return news
+
+
 def read() -> dict[str, Any]:
-    """All interfaces, addresses and routes; ``parse`` says what of. Raises OSError."""
+    """All interfaces, addresses and routes of this process's namespace; ``parse`` says what of. Raises OSError."""
     addresses: dict[int, list[str]] = {}
     routes: list[tuple[Any, ...]] = []
     with closing(Rtnetlink()) as rtnl:

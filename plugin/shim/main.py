@@ -143,7 +143,8 @@ def connect(directory):
 
 def open_path(step):
     # Not blocking, so that a FIFO in that place cannot hold us.
-    return "", posix.open(raw(step["path"]), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC)
+    flags = posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
+    return real_path(step)[0] if step.get("real") else "", posix.open(raw(step["path"]), flags)
 
 
 def real_path(step):

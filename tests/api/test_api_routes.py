@@ -372,7 +372,7 @@ async def test_ports(socket_path: Path, daemon: Daemon, netns_pid: int) -> None:
     assert daemon.network("web").closed_connections == []
     assert (await call(socket_path, "DELETE", f"{base}/2?close=true")).status == 204
     assert daemon.network("web").closed_connections == [2]
-    assert daemon.changes == ["web"] * 4, "each add and remove is persisted"
+    assert daemon.changes == ["web"] * 5, "the network, each add and each remove is persisted"
     is_problem(await call(socket_path, "DELETE", f"{base}/2"), 404, "no_such_port")
     is_problem(await call(socket_path, "GET", f"{base}/seven"), 404, "no_such_port")
     assert (await call(socket_path, "DELETE", f"{base}/2?ignore=true")).status == 204

@@ -150,6 +150,8 @@ class Daemon:
     def changed(self, network: Network) -> None:
         self.changes += 1
 
+    changed_soon = changed
+
     def _tell(self, event: str, network: Network) -> None:
         for observer in list(self.observers):
             observer(event, network)
@@ -196,6 +198,7 @@ class Shim:
         self.sock.connect(str(runtime_dir / "attach.sock"))
         self.sock.setblocking(False)
         self.fds = fds or {}
+        self.earlier = False  # of a netd before Open could tell the path as well
         self.steps: list[dict[str, Any]] = []
         self.hello = {
             "version": 1,
@@ -237,7 +240,8 @@ class Shim:
         except OSError as error:
             self.send({"ok": False, "errno": error.errno, "error": error.strerror})
             return
-        self.send({"ok": True}, *([fd] if fd >= 0 else []))
+        real = {"text": os.path.realpath(step["path"])} if step.get("real") and not self.earlier else {}
+        self.send({"ok": True, **real}, *([fd] if fd >= 0 else []))
         if fd >= 0:
             os.close(fd)
 

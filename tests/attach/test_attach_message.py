@@ -80,7 +80,7 @@ def test_answers() -> None:
 
 
 def test_steps_are_written_as_the_shim_reads_them() -> None:
-    assert json.loads(write(Open(path="/proc/1/ns/net"))) == {"op": "open", "path": "/proc/1/ns/net"}
+    assert json.loads(write(Open(path="/proc/1/ns/net"))) == {"op": "open", "path": "/proc/1/ns/net", "real": False}
     assert json.loads(write(Listen(path="\udcff"))) == {
         "op": "listen",
         "path": "\udcff",

@@ -135,6 +135,16 @@ async def test_what_ended_meanwhile_is_let_go_of(
     process.wait()
 
 
+async def test_a_network_of_just_now_comes_back(world: World, start: Start) -> None:
+    """It is not stored before whoever waits for it has gone on, but before the end."""
+    guest = world.guest()
+    daemon = await start()
+    await daemon.attach(NetworkSpec(name="web"), os.dup(guest.fd), Lifeline("explicit"))
+    daemon = await start()
+    assert list(daemon.networks.values()) == [daemon.network("web")]
+    await works(world, guest)
+
+
 async def test_the_store_follows(world: World, manager: ServiceManager, start: Start) -> None:
     daemon = await start()
     guest = world.guest()
@@ -143,6 +153,8 @@ async def test_the_store_follows(world: World, manager: ServiceManager, start: S
     held = {"exit_fd": reading}
     network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("shim", ours.detach()), held)
     i = network.id
+    assert not manager.names()  # whoever waits for the network comes first
+    await until(manager.names)
     assert manager.names() == [f"{i}.held-exit_fd", f"{i}.life", f"{i}.tap", "state"]
     network.add_forward(ForwardSpec("tcp", free_range(world), 8000, range=3), "api")
     daemon.changed(network)
@@ -283,7 +295,7 @@ async def test_a_service_manager_that_goes_away(
     manager.close()
     guest = world.guest()
     network = await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("explicit"))
-    assert "would not survive a restart" in caplog.text
+    await until(lambda: "would not survive a restart" in caplog.text)
     await works(world, guest)
     await daemon.detach(network)
     await daemon.stop()

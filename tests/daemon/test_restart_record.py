@@ -66,7 +66,7 @@ async def test_without_a_readable_record_the_start_is_cold(
     await until(lambda: manager.names() == [])
     await no_link(guest)  # its last descriptor was the store's
     network = await daemon.attach(NetworkSpec(name="web"), os.dup(guest.fd), Lifeline("explicit"))
-    assert manager.names() == [f"{network.id}.tap", "state"]
+    await until(lambda: manager.names() == [f"{network.id}.tap", "state"])
 
 
 async def test_nonsense_in_one_entry_costs_at_most_its_network(

@@ -156,7 +156,7 @@ async def test_the_target_may_be_a_path(daemon: Daemon, runtime_dir: Path) -> No
     shim = Shim(runtime_dir, "--netns-type=path", "/proc/self/ns/net", "tap0")
     step = await shim.run()
     assert step is not None and step["op"] == "stay"
-    assert shim.steps[0] == {"op": "open", "path": "/proc/self/ns/net"}
+    assert shim.steps[0] == {"op": "open", "path": "/proc/self/ns/net", "real": False}
     shim.close()
     await daemon.none()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import statistics
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from netd.errors import AgentUnavailable, TapUnavailable
+from netd.netns import view as seen
 from netd.netns.plan import HostInterface, HostRoute, HostView, TapPlan
 from netd.netns.spawn import Agent
 
@@ -23,14 +25,17 @@ ASK = """
 import asyncio, json, os, sys, time
 from dataclasses import asdict
 from netd.netns.spawn import Agent
+from netd.netns.view import Host
 async def main():
     agent = Agent()
     await agent.start()
+    host = Host(agent.host_view)
     fds, times = len(os.listdir("/proc/self/fd")), []
     for _ in range(int(sys.argv[1])):
         started = time.perf_counter()
-        view = await agent.host_view()
+        view = await host.view()
         times.append(time.perf_counter() - started)
+    host.close()
     assert len(os.listdir("/proc/self/fd")) == fds
     print(json.dumps([asdict(view), times]))
     await agent.stop()
@@ -271,14 +276,16 @@ def test_as_the_test_itself_sees_it(run: Run, make_namespace: Callable[..., Name
 CHANGES = """
 import asyncio, json, subprocess, sys
 from netd.netns.spawn import Agent
+from netd.netns.view import Host
 async def main():
     agent = Agent()
     await agent.start()
-    seen = [await agent.host_view()]
+    host = Host(agent.host_view)
+    seen = [await host.view()]
     for line in sys.argv[1].splitlines():
         subprocess.run(line, shell=True, check=True)
-        seen.append(await agent.host_view())
-        assert await agent.host_view() == seen[-1]
+        seen.append(await host.view())
+        assert await host.view() is seen[-1]
     await agent.stop()
     for one in seen:
         addresses = [a for i in one.interfaces for a in i.addresses if i.name != "lo"]
@@ -315,3 +322,32 @@ def test_every_change_is_seen_at_once(host: Host) -> None:
     assert ["eth0", 1400, True] in links[6] and ["more0", 1500, False] in links[7]
     assert "0.0.0.0/0" not in routes[8] and "192.0.2.2/24" not in addresses[9]
     assert ["eth0", 1300, True] in links[10] and ["eth0", 1300, False] in links[11]
+
+
+async def test_it_is_asked_for_only_after_a_change() -> None:
+    answers: list[asyncio.Future[HostView]] = []
+
+    def ask() -> asyncio.Future[HostView]:
+        answers.append(asyncio.get_running_loop().create_future())
+        return answers[-1]
+
+    async def asked() -> asyncio.Task[HostView]:
+        before = len(answers)
+        task = asyncio.create_task(host.view())
+        await asyncio.sleep(0)
+        assert len(answers) == before + 1
+        return task
+
+    host = seen.Host(ask)
+    first, second = await asked(), await asked()
+    answers[1].set_result(HostView((), (HostRoute("192.0.2.0/24", 2),)))
+    answers[0].set_result(HostView((), ()))
+    assert await first != await second == await host.view(), "the first may be older than the change"
+    host.close()
+    third = await asked()  # it did not hear what came meanwhile
+    answers[2].set_exception(AgentUnavailable("no"))
+    with pytest.raises(AgentUnavailable):
+        await third
+    await asked()
+    host.close()
+    host.close()

@@ -123,5 +123,11 @@ def test_tells_where_a_path_leads(bench: Bench, tmp_path: Path) -> None:
         "..": str(base),
     }.items():
         assert peer.ask("realpath", path=path) == ({"ok": True, "text": leads}, -1), path
+        answer, fd = peer.ask("open", path=path, real=True)
+        if fd >= 0:
+            assert answer == {"ok": True, "text": leads}, path
+            os.close(fd)
+        else:
+            assert path in ("new", f"{base}/link/new", "/nonexistent/./x/../y", "/proc/1/ns/net") and not answer["ok"]
     peer.exit()
     assert output(shim)[0] == 0

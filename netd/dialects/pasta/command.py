@@ -48,7 +48,6 @@ from netd.specs import Lifeline, NetworkSpec
 
 if TYPE_CHECKING:
     from netd.daemon import Daemon
-    from netd.netns.plan import HostView
     from netd.network import Network
 
 ATTACH_DEADLINE = 8.0  # seconds; the shim gives up after 10, Podman never
@@ -173,23 +172,20 @@ class _Attachment:
 
     async def _begin(self) -> NetworkSpec:
         """What the network is to be, and its target; a command is started only for one that can be."""
-        view = asyncio.ensure_future(self._daemon.host_view())  # read while the shim is asked for the namespace
-        try:
-            if self._call.command is not None:
-                spec = self._spec(await view)
-                await self._target()
-                return spec
-            try:
-                await self._target()
-            except Died:
-                self._spec(await view)  # what is wrong with that is said first
-                raise
-            return self._spec(await view)
-        finally:
-            view.cancel()
+        if self._call.command is not None:
+            spec = await self._spec()
+            await self._target()
+            return spec
+        # The host is looked at while the shim is asked for the namespace.
+        planned, target = await asyncio.gather(self._spec(), self._target(), return_exceptions=True)
+        if isinstance(planned, BaseException):  # is said first
+            raise planned
+        if isinstance(target, BaseException):
+            raise target
+        return planned
 
-    def _spec(self, view: HostView) -> NetworkSpec:
-        call = self._call
+    async def _spec(self) -> NetworkSpec:
+        call, view = self._call, await self._daemon.host_view()
         try:
             return network_spec_of(call, view, self._daemon.name_servers(), self._daemon.search_domains())
         except NoSuchInterface as error:
@@ -214,20 +210,22 @@ class _Attachment:
         if call.userns:
             await self._fd("userns", Open(path=call.userns), f"Couldn't open user namespace {call.userns}")
             self._fds.close("userns")  # the namespace's real owner is found by the agent
-        await self._fd("netns", Open(path=path), f"Couldn't open network namespace {path}")
+        procfs = _PROCFS.match(path)
+        real = await self._fd("netns", Open(path=path, real=not procfs), f"Couldn't open network namespace {path}")
         if not is_netns(self._fds.get("netns")):
             raise Died(f"Couldn't enter network namespace {path}: {os.strerror(errno.EINVAL)}")
-        procfs = _PROCFS.match(path)
         if procfs:
             if not call.no_netns_quit:
                 await self._fd("pidfd", Pidfd(pid=int(procfs[1])), f"Couldn't watch process {procfs[1]}")
             return
-        answer = await shim.ask(Realpath(path=path))
-        if not answer.ok:
-            raise Died(f"Couldn't watch {path}: {answer.error}")
-        self._name = network_name(answer.text)
+        if not real:  # a shim of an earlier netd
+            answer = await shim.ask(Realpath(path=path))
+            if not answer.ok:
+                raise Died(f"Couldn't watch {path}: {answer.error}")
+            real = answer.text
+        self._name = network_name(real)
         if not call.no_netns_quit:
-            self._path = answer.text
+            self._path = real
             if not exists(self._path):
                 raise Died(f"netd: {self._path} cannot be seen from outside of this mount namespace (--no-netns-quit)")
 
@@ -278,7 +276,7 @@ class _Attachment:
             await network.rules.follow()
         except RuleFailed as failed:
             raise Died(rule_failure(failed).rstrip("\n")) from None
-        self._daemon.changed(network)
+        self._daemon.changed_soon(network)
 
 
 def farewell(network: Network) -> Exit:

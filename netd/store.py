@@ -1,0 +1,140 @@
+"""What outlives this process: the descriptors that each network lives on, and a record of plain data beside them, in
+the service manager's store (FileDescriptorStoreMax= in systemd.service(5)). Without a service manager nothing does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from netd import __version__
+from netd.network import Network, record_of
+from netd.record import Record
+from netd.sdnotify import Notifier
+
+logger = logging.getLogger(__name__)
+
+SOON = 0.01  # seconds from a network's attachment to its storing: woken at once, the service manager and we would run
+# before whoever waits for the network. Who kills us within that time has a network that does not outlive us.
+STATUS_AFTER = 0.5  # seconds that a change is old when systemctl shows it: what it came with is more urgent
+_RECORD = "state"  # what the record is called in the store
+
+
+class Store:
+    """``networks`` are those that the record tells of, by id."""
+
+    def __init__(self, notifier: Notifier, networks: dict[str, Network]) -> None:
+        self._notifier = notifier
+        self._networks = networks
+        self._stored: dict[str, dict[str, list[int]]] = {}  # of each network, by key
+        self._late: dict[str, Network] = {}  # changed, but not stored yet
+        self._record: Record | None = None
+        self._status: asyncio.TimerHandle | None = None
+
+    @property
+    def present(self) -> bool:
+        """There is one: networks outlive this process."""
+        return self._notifier.present
+
+    # -- as networks change ------------------------------------------------------------------------------------------
+
+    def changed_soon(self, network: Network) -> None:
+        """``changed`` after what somebody waits for."""
+        if not self._late:
+            asyncio.get_running_loop().call_later(SOON, self.catch_up)
+        self._late[network.id] = network
+
+    def catch_up(self) -> None:
+        """``changed`` for all that it is due for."""
+        while self._late:
+            self.changed(next(iter(self._late.values())))
+
+    def changed(self, network: Network) -> None:
+        """A network, its forwards or its held descriptors changed: bring descriptors and record up to date."""
+        self._late.pop(network.id, None)
+        notifier = self._notifier
+        if not notifier.present or network.id not in self._networks:
+            return
+        stored = self._stored.setdefault(network.id, {})
+        wanted = network.stored_fds()
+        try:
+            for key in [key for key, fds in stored.items() if wanted.get(key) != fds]:
+                notifier.unstore(f"{network.id}.{key}")
+                del stored[key]
+            for key, fds in wanted.items():
+                if key not in stored:
+                    notifier.store(f"{network.id}.{key}", fds)
+                    stored[key] = fds
+            self._write_record()
+            if self._status is None:
+                self._status = asyncio.get_running_loop().call_later(STATUS_AFTER, self._tell_status)
+        except OSError as e:
+            logger.error("%s would not survive a restart: %s", network.name, e)
+
+    def forget(self, network_id: str) -> None:
+        """A network has ended."""
+        stored = self._stored.pop(network_id, None)
+        if stored is None:
+            return
+        try:
+            for key in stored:
+                self._notifier.unstore(f"{network_id}.{key}")
+            self._write_record()
+        except OSError as e:
+            logger.error("the record of networks could not be written: %s", e)
+
+    def _write_record(self) -> None:
+        if self._record is None:
+            self._record = Record()
+            self._notifier.store(_RECORD, [self._record.fd])
+        self._record.write({"version": __version__}, networks=map(record_of, self._networks.values()))
+
+    def _tell_status(self) -> None:
+        self._status = None
+        ports = sum(n.port_count() for n in self._networks.values())
+        try:
+            self._notifier.send(f"STATUS={len(self._networks)} networks, {ports} published ports")
+        except OSError as e:
+            logger.error("the service manager cannot be told our status: %s", e)
+
+    # -- from one life to the next -----------------------------------------------------------------------------------
+
+    def take_up(self, stored: Iterable[tuple[str, int]]) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+        """What an earlier life has left: its record of networks, and the descriptors by name, now the caller's."""
+        by_name: dict[str, list[int]] = {}
+        for name, fd in stored:
+            by_name.setdefault(name, []).append(fd)
+        content: dict[str, Any] | None = None
+        state = by_name.pop(_RECORD, [])
+        if state:
+            record = Record(state[0])
+            content = record.read()
+            if content is None:
+                logger.warning("the record of an earlier netd is not readable: starting cold")
+            for fd in state if content is None else state[1:]:
+                os.close(fd)
+            if content is None:
+                self.let_go(_RECORD)
+            else:
+                self._record = record
+        entries = (content or {}).get("networks")
+        return entries if isinstance(entries, list) else [], by_name
+
+    def adopt(self, network_id: str, key: str, fds: list[int]) -> None:
+        """What is in the store already, under its key of ``Network.stored_fds``."""
+        self._stored.setdefault(network_id, {})[key] = fds
+
+    def let_go(self, name: str) -> None:
+        """Something in the store is of no use."""
+        self._notifier.unstore(name)
+
+    def close(self) -> None:
+        """The process ends; what is stored stays."""
+        if self._status is not None:
+            self._status.cancel()
+        if self._record is not None:
+            os.close(self._record.fd)
+            self._record = None
