@@ -391,7 +391,7 @@ class Daemon:
     async def stop(self) -> None:
         """Let go of everything. With a service manager the networks live on in its store."""
         self._stopping = True
-        self._store.catch_up()
+        self._store.settle()
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()

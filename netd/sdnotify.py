@@ -62,10 +62,11 @@ class Notifier:
         # With its address each time: a service manager that was re-executed may have another socket there.
         self._sock.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
 
-    def store(self, name: str, fds: list[int]) -> None:
-        """Keep duplicates of ``fds`` under ``name`` beyond our own end."""
+    def store(self, name: str, fds: list[int], watched: bool = True) -> None:
+        """Keep duplicates of ``fds`` under ``name`` beyond our own end; ``watched``: until one hangs up."""
+        more = () if watched else ("FDPOLL=0",)  # since systemd 246; before, it watches all the same
         for start in range(0, len(fds), _SCM_MAX_FD):
-            self.send("FDSTORE=1", f"FDNAME={name}", fds=fds[start : start + _SCM_MAX_FD])
+            self.send("FDSTORE=1", f"FDNAME={name}", *more, fds=fds[start : start + _SCM_MAX_FD])
 
     def unstore(self, name: str) -> None:
         """Let go of all descriptors of that name."""

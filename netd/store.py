@@ -17,9 +17,13 @@ from netd.sdnotify import Notifier
 
 logger = logging.getLogger(__name__)
 
-SOON = 0.01  # seconds from a network's attachment to its storing: woken at once, the service manager and we would run
-# before whoever waits for the network. Who kills us within that time has a network that does not outlive us.
-STATUS_AFTER = 0.5  # seconds that a change is old when systemctl shows it: what it came with is more urgent
+# Seconds from a network's attachment to its storing: woken at once, the service manager and we would run before whoever
+# waits for the network. Who kills us within that time has a network that does not outlive us.
+SOON = 0.01
+# Until the rest: the status that systemctl shows, and published ports, each of which costs the service manager a
+# process when it goes (close(2) might block it). One that is not stored is bound anew by our next life.
+LATER = 0.5
+_PORT = "port-"  # how keys of published ports begin (Network.stored_fds)
 _RECORD = "state"  # what the record is called in the store
 
 
@@ -30,9 +34,11 @@ class Store:
         self._notifier = notifier
         self._networks = networks
         self._stored: dict[str, dict[str, list[int]]] = {}  # of each network, by key
-        self._late: dict[str, Network] = {}  # changed, but not stored yet
+        self._late: dict[str, Network] = {}  # attached, but not stored yet
+        self._portless: dict[str, Network] = {}  # stored but for its ports
+        self._ended: list[str] = []  # names of ports that may go
         self._record: Record | None = None
-        self._status: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def present(self) -> bool:
@@ -42,19 +48,25 @@ class Store:
     # -- as networks change ------------------------------------------------------------------------------------------
 
     def changed_soon(self, network: Network) -> None:
-        """``changed`` after what somebody waits for."""
+        """``changed`` after what somebody waits for, and the ports after what comes next."""
+        if not self._notifier.present:
+            return
         if not self._late:
-            asyncio.get_running_loop().call_later(SOON, self.catch_up)
+            asyncio.get_running_loop().call_later(SOON, self._catch_up)
         self._late[network.id] = network
 
-    def catch_up(self) -> None:
-        """``changed`` for all that it is due for."""
+    def _catch_up(self) -> None:
+        self._portless |= self._late
         while self._late:
-            self.changed(next(iter(self._late.values())))
+            self._bring_up_to_date(self._late.popitem()[1], _PORT)
 
     def changed(self, network: Network) -> None:
         """A network, its forwards or its held descriptors changed: bring descriptors and record up to date."""
         self._late.pop(network.id, None)
+        self._portless.pop(network.id, None)
+        self._bring_up_to_date(network)
+
+    def _bring_up_to_date(self, network: Network, without: str = "\0") -> None:
         notifier = self._notifier
         if not notifier.present or network.id not in self._networks:
             return
@@ -65,14 +77,13 @@ class Store:
                 notifier.unstore(f"{network.id}.{key}")
                 del stored[key]
             for key, fds in wanted.items():
-                if key not in stored:
-                    notifier.store(f"{network.id}.{key}", fds)
+                if key not in stored and not key.startswith(without):
+                    notifier.store(f"{network.id}.{key}", fds, watched=not key.startswith(_PORT))
                     stored[key] = fds
             self._write_record()
-            if self._status is None:
-                self._status = asyncio.get_running_loop().call_later(STATUS_AFTER, self._tell_status)
         except OSError as e:
             logger.error("%s would not survive a restart: %s", network.name, e)
+        self._settle_later()
 
     def forget(self, network_id: str) -> None:
         """A network has ended."""
@@ -81,24 +92,39 @@ class Store:
             return
         try:
             for key in stored:
-                self._notifier.unstore(f"{network_id}.{key}")
+                if key.startswith(_PORT):  # a listener that is shut down
+                    self._ended.append(f"{network_id}.{key}")
+                else:
+                    self._notifier.unstore(f"{network_id}.{key}")
             self._write_record()
         except OSError as e:
             logger.error("the record of networks could not be written: %s", e)
+        self._settle_later()
+
+    def _settle_later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER, self.settle)
+
+    def settle(self) -> None:
+        """All that was put off."""
+        for network in [*self._late.values(), *self._portless.values()]:
+            self.changed(network)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ports = sum(n.port_count() for n in self._networks.values())
+        try:
+            while self._ended:
+                self._notifier.unstore(self._ended.pop())
+            self._notifier.send(f"STATUS={len(self._networks)} networks, {ports} published ports")
+        except OSError as e:
+            logger.error("the service manager cannot be told what has changed: %s", e)
 
     def _write_record(self) -> None:
         if self._record is None:
             self._record = Record()
             self._notifier.store(_RECORD, [self._record.fd])
         self._record.write({"version": __version__}, networks=map(record_of, self._networks.values()))
-
-    def _tell_status(self) -> None:
-        self._status = None
-        ports = sum(n.port_count() for n in self._networks.values())
-        try:
-            self._notifier.send(f"STATUS={len(self._networks)} networks, {ports} published ports")
-        except OSError as e:
-            logger.error("the service manager cannot be told our status: %s", e)
 
     # -- from one life to the next -----------------------------------------------------------------------------------
 
@@ -133,8 +159,8 @@ class Store:
 
     def close(self) -> None:
         """The process ends; what is stored stays."""
-        if self._status is not None:
-            self._status.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._record is not None:
             os.close(self._record.fd)
             self._record = None

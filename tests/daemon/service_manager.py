@@ -32,6 +32,8 @@ class ServiceManager:
         self.path = str(directory / "notify")
         self.limit = limit
         self.store: list[tuple[str, int]] = []
+        self.ever: set[str] = set()  # names of all that has been in there
+        self._unwatched: set[str] = set()
         self._inodes: dict[tuple[int, int], list[int]] = {}
         self.lines: list[str] = []  # everything that is not about the store
         self.duplicates = self.refused = 0
@@ -58,6 +60,9 @@ class ServiceManager:
             if "FDSTOREREMOVE" in fields:
                 self._drop([entry for entry in self.store if entry[0] == name])
             elif "FDSTORE" in fields:
+                self.ever.add(name)
+                if fields.get("FDPOLL") == "0":
+                    self._unwatched.add(name)
                 for fd in fds:
                     self._keep(name, fd)
                 fds = array.array("i")
@@ -97,6 +102,8 @@ class ServiceManager:
         self._send(b"SYNC")
         assert self._synced.wait(10)
         for entry in list(self.store):
+            if entry[0] in self._unwatched:
+                continue
             poll = select.poll()
             poll.register(entry[1], 0)
             if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)):
