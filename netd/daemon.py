@@ -25,7 +25,7 @@ from netd.link.tap import is_attached
 from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
 from netd.netns.view import Host
-from netd.network import Network, clock
+from netd.network import PORT, Network, clock
 from netd.pace import Pace
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
@@ -343,7 +343,7 @@ class Daemon:
         for name in (*names.values(), *(f"{id_}.held-{key}" for key in held)):
             if name in by_name:
                 fd, *others = by_name.pop(name)
-                self._store.adopt(id_, name.split(".", 1)[1], [fd])
+                self._store.adopt(network, name.split(".", 1)[1], [fd])
                 _close_all(others)
         try:
             self._restore_forwards(network, entry, by_name)
@@ -357,7 +357,7 @@ class Daemon:
     def _restore_forwards(self, network: Network, entry: dict[str, Any], by_name: dict[str, list[int]]) -> None:
         for forward in entry["forwards"]:
             id_, spec, origin = forward["id"], ForwardSpec(**forward["spec"]), forward["origin"]
-            key = f"port-{id_}"
+            key = f"{PORT}{id_}"
             name = f"{network.id}.{key}"
             fds = by_name.pop(name, [])
             try:
@@ -368,7 +368,7 @@ class Daemon:
             else:
                 whole = network.stored_fds()[key]
                 if len(fds) == len(whole):  # else ``changed`` stores those that were bound anew
-                    self._store.adopt(network.id, key, whole)
+                    self._store.adopt(network, key, whole)
         network.resume_forward_ids(entry["next_forward_id"])
 
     # -- start and stop ------------------------------------------------------------------------------------------

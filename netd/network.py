@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 from netd.blueprint import addressing_of, gateway_of, source_of
@@ -36,6 +36,7 @@ from netd.stack.limits import Limits
 
 clock = time.monotonic
 PCAP = "pcap"  # the key in ``held`` of a file that frames are recorded in
+PORT = "port-"  # how the key of a published port's listeners begins, in the store
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
@@ -68,7 +69,7 @@ class Network:
         self.tap = tap
         self.netns_inode = netns_inode
         self.created = created or time.time()
-        self.forward_records: dict[int, str] = {}  # each forward as JSON, made once: there may be thousands
+        self._forward_records: dict[int, str] = {}  # each forward as JSON, made once: there may be thousands
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
@@ -175,14 +176,12 @@ class Network:
                 raise
             hint = f"netd port ls {holder}"
             raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
-        if origin != AUTO:
-            self._record_forward(status)
         return status
 
     def remove_forward(self, id_: int, close_connections: bool = False) -> None:
         """Unpublish. NoSuchPort."""
         self._forwards.remove(id_, close_connections)
-        self.forward_records.pop(id_, None)
+        self._forward_records.pop(id_, None)
 
     def forward(self, id_: int) -> ForwardStatus:
         """One of them. NoSuchPort."""
@@ -195,10 +194,6 @@ class Network:
     def port_count(self) -> int:
         """How many host ports they are."""
         return self._forwards.port_count()
-
-    def _record_forward(self, status: ForwardStatus) -> None:
-        spec = {name: getattr(status.spec, name) for name in status.spec.__slots__}
-        self.forward_records[status.id] = json.dumps({"id": status.id, "origin": status.origin, "spec": spec})
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -231,8 +226,25 @@ class Network:
             fds[f"held-{name}"] = [fd]
         for forward in self._forwards:
             if forward.origin != AUTO and not forward.spec.best_effort:  # these can be bound anew, or left out
-                fds[f"port-{forward.id}"] = [sock.fileno() for sock in forward.sockets]
+                fds[f"{PORT}{forward.id}"] = [sock.fileno() for sock in forward.sockets]
         return fds
+
+    def forward_records(self) -> Iterator[str]:
+        """Each published port as JSON, but for those that follow who listens."""
+        for forward in self._forwards:
+            if forward.origin == AUTO:
+                continue
+            record = self._forward_records.get(forward.id)
+            if record is None:
+                spec = {name: getattr(forward.spec, name) for name in forward.spec.__slots__}
+                record = json.dumps({"id": forward.id, "origin": forward.origin, "spec": spec})
+                self._forward_records[forward.id] = record
+            yield record
+
+    def outlasts(self, key: str) -> bool:
+        """True if a duplicate of that stored descriptor does nothing after ``close``: a TCP listener is shut down then,
+        a UDP port is bound as long as there is one."""
+        return key.startswith(PORT) and self._forwards.get(int(key.removeprefix(PORT))).spec.protocol == "tcp"
 
     def next_forward_id(self) -> int:
         """The number the next forward will have."""
@@ -259,7 +271,7 @@ class Network:
             else:
                 kept[key] = sock
         try:
-            self._record_forward(self._forwards.add(spec, origin, kept, id_))
+            self._forwards.add(spec, origin, kept, id_)
         finally:
             for sock in kept.values():  # of ports that were not asked for
                 sock.close()
@@ -329,4 +341,4 @@ def record_of(network: Network) -> str:
         "next_forward_id": network.next_forward_id(),
         "rules": network.rules.record(),
     }
-    return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records.values())}]}}'
+    return f'{json.dumps(content)[:-1]},"forwards":[{",".join(network.forward_records())}]}}'

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from netd import __version__
-from netd.network import Network, record_of
+from netd.network import PORT, Network, record_of
 from netd.record import Record
 from netd.sdnotify import Notifier
 
@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 # waits for the network. Who kills us within that time has a network that does not outlive us.
 SOON = 0.01
 # Until the rest: the status that systemctl shows, and published ports, each of which costs the service manager a
-# process when it goes (close(2) might block it). One that is not stored is bound anew by our next life.
+# process when it goes (for close(2) might block). One that is not stored is bound anew by our next life.
 LATER = 0.5
-_PORT = "port-"  # how keys of published ports begin (Network.stored_fds)
 _RECORD = "state"  # what the record is called in the store
 
 
@@ -33,10 +32,11 @@ class Store:
     def __init__(self, notifier: Notifier, networks: dict[str, Network]) -> None:
         self._notifier = notifier
         self._networks = networks
-        self._stored: dict[str, dict[str, list[int]]] = {}  # of each network, by key
+        self._stored: dict[str, dict[str, list[int]]] = {}  # of each network, by key of ``Network.stored_fds``
+        self._outlasting: set[str] = set()  # names of what need not go at once at a network's end
         self._late: dict[str, Network] = {}  # attached, but not stored yet
         self._portless: dict[str, Network] = {}  # stored but for its ports
-        self._ended: list[str] = []  # names of ports that may go
+        self._ended: list[str] = []  # of those, what is to go now
         self._record: Record | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -58,7 +58,7 @@ class Store:
     def _catch_up(self) -> None:
         self._portless |= self._late
         while self._late:
-            self._bring_up_to_date(self._late.popitem()[1], _PORT)
+            self._bring_up_to_date(self._late.popitem()[1], PORT)
 
     def changed(self, network: Network) -> None:
         """A network, its forwards or its held descriptors changed: bring descriptors and record up to date."""
@@ -75,11 +75,12 @@ class Store:
         try:
             for key in [key for key, fds in stored.items() if wanted.get(key) != fds]:
                 notifier.unstore(f"{network.id}.{key}")
+                self._outlasting.discard(f"{network.id}.{key}")
                 del stored[key]
             for key, fds in wanted.items():
                 if key not in stored and not key.startswith(without):
-                    notifier.store(f"{network.id}.{key}", fds, watched=not key.startswith(_PORT))
-                    stored[key] = fds
+                    notifier.store(f"{network.id}.{key}", fds, watched=not network.outlasts(key))
+                    self.adopt(network, key, fds)
             self._write_record()
         except OSError as e:
             logger.error("%s would not survive a restart: %s", network.name, e)
@@ -91,11 +92,12 @@ class Store:
         if stored is None:
             return
         try:
-            for key in stored:
-                if key.startswith(_PORT):  # a listener that is shut down
-                    self._ended.append(f"{network_id}.{key}")
+            for name in (f"{network_id}.{key}" for key in stored):
+                if name in self._outlasting:
+                    self._outlasting.remove(name)
+                    self._ended.append(name)
                 else:
-                    self._notifier.unstore(f"{network_id}.{key}")
+                    self._notifier.unstore(name)
             self._write_record()
         except OSError as e:
             logger.error("the record of networks could not be written: %s", e)
@@ -149,9 +151,11 @@ class Store:
         entries = (content or {}).get("networks")
         return entries if isinstance(entries, list) else [], by_name
 
-    def adopt(self, network_id: str, key: str, fds: list[int]) -> None:
-        """What is in the store already, under its key of ``Network.stored_fds``."""
-        self._stored.setdefault(network_id, {})[key] = fds
+    def adopt(self, network: Network, key: str, fds: list[int]) -> None:
+        """Something of the network's is in the store already."""
+        self._stored.setdefault(network.id, {})[key] = fds
+        if network.outlasts(key):
+            self._outlasting.add(f"{network.id}.{key}")
 
     def let_go(self, name: str) -> None:
         """Something in the store is of no use."""

@@ -194,8 +194,10 @@ async def test_the_store_follows(world: World, manager: ServiceManager, start: S
     assert f"{i}.held-slirp_api" not in manager.names()
     assert manager.duplicates == 0
     await until(lambda: any(line.startswith("STATUS=1 network") for line in manager.lines))
+    network.add_forward(ForwardSpec("tcp", 0, 80), "api")
+    daemon.changed(network)
     await daemon.detach(network)
-    assert manager.names() == [f"{i}.port-2"] * 2 + ["state"]  # listeners that are shut down; systemd takes its time
+    assert manager.names() == [f"{i}.port-3"] * 2 + ["state"]  # a TCP listener is shut down, a UDP port must be closed
     await until(lambda: manager.names() == ["state"])
     theirs.close()
     os.close(writing)
