@@ -1,7 +1,7 @@
 """How each program under test is started, given published ports, and ended.
 
 An ``Attachment`` is one guest connected by one program. slirp4netns and pasta are one process per guest; netd is one
-daemon for all of them (``start`` … ``stop``), reached through its shim with slirp4netns' command line.
+daemon for all of them (``start`` … ``stop``), reached through its shim with pasta's command line.
 """
 
 from __future__ import annotations
@@ -97,18 +97,14 @@ class Slirp4netns(Program):
             for protocol, ports in (("tcp", tcp), ("udp", udp)):
                 for host_port, guest_port in ports.items():
                     network.publish(protocol, host_port, guest_port)
-            guest.set_congestion_control()
-            if ipv6:
-                guest.await_ipv6()
         except BaseException:
             network.close()
             raise
-        return network
+        return ready(network, ipv6)
 
 
 class SlirpNetwork(Attachment):
-    """Started as Podman does: exit and ready pipes, output into a log named after the container, and the API socket
-    only where ports are published. By that name netd's shim knows that no process has to stay."""
+    """Started as Podman does: exit and ready pipes, and the API socket only where ports are published."""
 
     def __init__(self, program: Slirp4netns, guest: Guest, mtu: int, api: bool, ipv6: bool) -> None:
         super().__init__(program, guest)
@@ -178,11 +174,12 @@ class SlirpNetwork(Attachment):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Netd(Slirp4netns):
+class Netd(Program):
     name = "netd"
+    has_api = True
 
     def __init__(self, world: World, wrapper: list[str] | None = None) -> None:
-        super().__init__(world, str(world.tree / "plugin" / "slirp4netns"))
+        super().__init__(world, str(world.tree / "plugin" / "pasta"))
         self.command = wrapper or ["-m", "netd", "serve"]  # of the interpreter; a profiler has its own
         self.daemon: subprocess.Popen[str] | None = None
         self.folder = Path()
@@ -232,9 +229,16 @@ class Netd(Slirp4netns):
     def attach(
         self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
     ) -> Attachment:
-        network = super().attach(guest, mtu, tcp, udp, ipv6)
-        network.api = (str(self.folder / "api.sock"), "rest")
-        return network
+        return ready(NetdNetwork(self, guest, pasta_words(mtu, tcp, udp, ipv6)), ipv6)
+
+    def ask(self, *words: str) -> str:
+        """What the command ``netd`` says, as the user whose daemon it is. BenchError."""
+        command = [self.world.python(), "-m", "netd", *words]
+        here = {"cwd": self.world.tree, "env": self.environment(), **as_user()}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, **here)
+        if done.returncode:
+            raise BenchError(f"netd {words[0]}: {(done.stderr.strip().splitlines() or ['no message'])[0][:200]}")
+        return done.stdout
 
     def stop(self) -> None:
         if self.daemon is not None:
@@ -243,60 +247,42 @@ class Netd(Slirp4netns):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class NetdNetwork(Attachment):
+    """Called as Podman 5 and 6 do: by the name of pasta, in the background, where no process stays."""
+
+    def __init__(self, program: Netd, guest: Guest, words: list[str]) -> None:
+        super().__init__(program, guest)
+        self.netd = program
+        self.api = (str(program.folder / "api.sock"), "rest")
+        self.seconds = run_until_ready(program, [program.binary, *words, str(guest.pid)])
+        inode = os.stat(f"/proc/{guest.pid}/ns/net").st_ino
+        networks = json.loads(program.ask("ps", "--format", "json"))
+        self.id = next(network["id"] for network in networks if network["netns_inode"] == inode)
+
+    def pids(self) -> list[int]:
+        return self.netd.base_pids()
+
+    def close(self) -> None:
+        if self.netd.daemon is not None and self.netd.daemon.poll() is None:
+            self.netd.ask("detach", "--ignore", self.id)
+
+
 class Pasta(Program):
     name = "pasta"
 
     def attach(
         self, guest: Guest, mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool = False
     ) -> Attachment:
-        network = PastaNetwork(self, guest, mtu, tcp, udp, ipv6)
-        try:
-            guest.set_congestion_control()
-            if ipv6:
-                guest.await_ipv6()
-        except BaseException:
-            network.close()
-            raise
-        return network
+        return ready(PastaNetwork(self, guest, pasta_words(mtu, tcp, udp, ipv6)), ipv6)
 
 
 class PastaNetwork(Attachment):
-    def __init__(
-        self,
-        program: Pasta,
-        guest: Guest,
-        mtu: int,
-        tcp: Mapping[int, int],
-        udp: Mapping[int, int],
-        ipv6: bool,
-    ) -> None:
+    def __init__(self, program: Pasta, guest: Guest, words: list[str]) -> None:
         super().__init__(program, guest)
         self.folder = program.world.folder("pasta")
         pid_file = self.folder / "pid"
-        address = ["--config-net", "-a", self.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
-        address += ["-a", "fd00::100", "-g", "fd00::2"] if ipv6 else ["-4"]
-        ports: list[str] = []
-        for option, wanted in (("-t", tcp), ("-u", udp)):
-            ports += [option, ",".join(f"{h}:{g}" for h, g in wanted.items()) or "none"]
-        argv = [program.binary, "-q", *address, *ports, "-T", "none", "-U", "none", "-I", "tap0", "-P", str(pid_file)]
         self.pid = 0
-        before = time.perf_counter()
-        # Its parent's end with status 0 is how it says that it is ready.
-        command = program.world.start(
-            [*argv, str(guest.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **as_user()
-        )
-        try:
-            status = command.wait(READY_LIMIT)
-        except subprocess.TimeoutExpired:
-            raise BenchError("not ready: no answer") from None
-        finally:
-            self.seconds = time.perf_counter() - before
-            assert command.stderr is not None
-            words = [] if command.returncode is None else command.stderr.read().splitlines()
-            program.world.end(command)
-        if status:
-            said = [line for line in words if not line.startswith("Failed to send")]
-            raise BenchError(f"not ready: {(said or ['no message'])[-1][:200]}")
+        self.seconds = run_until_ready(program, [program.binary, *words, "-P", str(pid_file), str(guest.pid)])
         self.pid = int(pid_file.read_text())
 
     def pids(self) -> list[int]:
@@ -319,6 +305,49 @@ class PastaNetwork(Attachment):
                     os.waitpid(self.pid, 0)
                     return
                 time.sleep(0.005)
+
+
+def pasta_words(mtu: int, tcp: Mapping[int, int], udp: Mapping[int, int], ipv6: bool) -> list[str]:
+    """The command line of pasta for such a network, but for whose it is."""
+    address = ["--config-net", "-a", Attachment.guest_ip, "-n", "24", "-g", "10.0.2.2", "-m", str(mtu)]
+    address += ["-a", "fd00::100", "-g", "fd00::2"] if ipv6 else ["-4"]
+    ports: list[str] = []
+    for option, wanted in (("-t", tcp), ("-u", udp)):
+        ports += [option, ",".join(f"{h}:{g}" for h, g in wanted.items()) or "none"]
+    return ["-q", *address, *ports, "-T", "none", "-U", "none", "-I", "tap0"]
+
+
+def run_until_ready(program: Program, argv: list[str]) -> float:
+    """Seconds until the command has ended with status 0: that is how pasta says that it is ready. BenchError."""
+    before = time.perf_counter()
+    command = program.world.start(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=program.environment(), **as_user()
+    )
+    try:
+        status = command.wait(READY_LIMIT)
+    except subprocess.TimeoutExpired:
+        raise BenchError("not ready: no answer") from None
+    finally:
+        seconds = time.perf_counter() - before
+        assert command.stderr is not None
+        words = [] if command.returncode is None else command.stderr.read().splitlines()
+        program.world.end(command)
+    if status:
+        said = [line for line in words if not line.startswith("Failed to send")]
+        raise BenchError(f"not ready: {(said or ['no message'])[-1][:200]}")
+    return seconds
+
+
+def ready(network: Attachment, ipv6: bool) -> Attachment:
+    """``network``, when its guest is as the measurements want it. BenchError."""
+    try:
+        network.guest.set_congestion_control()
+        if ipv6:
+            network.guest.await_ipv6()
+    except BaseException:
+        network.close()
+        raise
+    return network
 
 
 def installed(world: World, peers: list[str], netd_only: bool) -> tuple[list[Program], list[str]]:

@@ -25,7 +25,7 @@ from netd.link.tap import is_attached
 from netd.netns.plan import HostView, OpenTap, SocketPlan
 from netd.netns.spawn import Agent
 from netd.netns.view import Host
-from netd.network import PORT, Network, clock
+from netd.network import NETNS, PORT, Network, clock
 from netd.pace import Pace
 from netd.relay.resolver import NameServers
 from netd.sdnotify import Notifier
@@ -37,7 +37,6 @@ from netd.store import SOON, Store
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, Network], None]
-NETNS = "netns"  # the key in ``Network.held`` of the namespace itself
 
 
 def _share_an_address(one: str, other: str) -> bool:

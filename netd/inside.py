@@ -3,7 +3,7 @@
 A socket stays in the namespace it was made in, so the daemon uses these without ever entering one.
 
 outward   listeners on the guest's loopback that lead to the host's (pasta's -T and -U)
-inward    what comes to the host's loopback goes to the guest's (--host-lo-to-ns-lo)
+inward    what comes to the host's loopback goes to the guest's address, or to its loopback (--host-lo-to-ns-lo)
 diag      who listens in there
 """
 

@@ -35,6 +35,7 @@ from netd.stack.interface import Interface
 from netd.stack.limits import Limits
 
 clock = time.monotonic
+NETNS = "netns"  # the key in ``held`` of the namespace itself
 PCAP = "pcap"  # the key in ``held`` of a file that frames are recorded in
 PORT = "port-"  # how the key of a published port's listeners begins, in the store
 _TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
@@ -121,8 +122,9 @@ class Network:
             self.forwards,
             spec.host_lo_to_ns_lo,
         )
-        if spec.host_lo_to_ns_lo:
+        if (spec.splice and NETNS in held) or spec.host_lo_to_ns_lo:
             self._forwards.inward = self._inside.inward
+            self._forwards.to_loopback = spec.host_lo_to_ns_lo
         loop.add_reader(tap.fd, self._on_frames)
         interface.start(clock())
         self._flush()

@@ -112,7 +112,8 @@ class NetworkSpec:
     without: tuple[str, ...] = ()  # of "tcp" "udp" "icmp" "dhcp" "dhcpv6" "ndp" "ra": not served
     trace: bool = False  # every frame is told to ``Network.on_trace``
     dialect: dict[str, Any] = field(default_factory=dict)  # what the dialect that made it keeps with it, as plain data
-    host_lo_to_ns_lo: bool = False  # what comes to the host's loopback goes to the guest's, not to its address
+    splice: bool = False  # host_like: what comes to the host's loopback goes past the interface, from socket to socket
+    host_lo_to_ns_lo: bool = False  # and to the guest's loopback, not to its address
 
 
 def network_spec(content: dict[str, Any]) -> NetworkSpec:

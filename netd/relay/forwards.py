@@ -42,7 +42,7 @@ class Forward:
         self.origin = origin
         self.sockets = sockets
         self.streams: set[Stream] = set()
-        self.splices: set[Splice] = set()  # what leads to the guest's loopback
+        self.splices: set[Splice] = set()  # what comes from the host's loopback
         self.udp: list[UdpListener] = []
 
     def status(self) -> ForwardStatus:
@@ -73,7 +73,8 @@ class Forwards:
         self._addressing = addressing
         # Where the guest is that was planned to have an address: one that configures itself may have another.
         self.address_of: Callable[[bytes], bytes] = lambda planned: planned
-        self.inward: Inward | None = None  # where clients on the host's loopback are led, if not to the guest's address
+        self.inward: Inward | None = None  # the way of clients on the host's loopback, past the interface
+        self.to_loopback = False  # it leads to the guest's loopback, and not to its address
         self._forwards: dict[int, Forward] = {}
         self.next_id = 1
 
@@ -117,7 +118,7 @@ class Forwards:
             self._loop.add_reader(sock.fileno(), self._on_accept, forward, sock, guest, port)
         else:
             listener = UdpListener(self._loop, self._clock, self._flush, self._udp, sock, guest, port)
-            listener.inward = None if spec.container_ip else self.inward
+            listener.inward, listener.to_loopback = None if spec.container_ip else self.inward, self.to_loopback
             forward.udp.append(listener)
 
     def _guest(self, address: bytes, client: bytes) -> bytes:
@@ -186,7 +187,9 @@ class Forwards:
             ip = packed(client[0])
             guest = guest_of(ip)
             if self.inward is not None and is_loopback(ip) and not forward.spec.container_ip:
-                self._to_loopback(self.inward, forward, sock, port)
+                self._splice(self.inward, forward, sock, guest, port)
+                if self._clock() > until:
+                    break
                 continue
             sock.setblocking(False)
             src = self._addressing.seen_as(ip, len(guest))
@@ -204,12 +207,19 @@ class Forwards:
                 break
         self._flush()
 
-    def _to_loopback(self, inward: Inward, forward: Forward, sock: socket.socket, port: int) -> None:
+    def _splice(self, inward: Inward, forward: Forward, sock: socket.socket, guest: bytes, port: int) -> None:
         def joined(splice: Splice) -> None:
             forward.splices.add(splice)
             splice.on_close = partial(forward.splices.discard, splice)
 
-        inward.accept(sock, sock.getsockname()[0], port, joined)
+        def by_ipv4(sock: socket.socket) -> None:
+            inward.accept(sock, self.address_of(self._addressing.guest), port, joined)
+
+        if self.to_loopback:
+            inward.accept(sock, packed(sock.getsockname()[0]), port, joined)
+        else:
+            both = len(guest) == 16 and self._addressing.guest
+            inward.accept(sock, guest, port, joined, by_ipv4 if both else None)
 
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""

@@ -1,8 +1,9 @@
-"""From the host's loopback to the guest's: what a client of 127.0.0.1 or ::1 said to a published port goes to the same
-address inside the namespace, and not to the guest's address (pasta(1), --host-lo-to-ns-lo).
+"""From the host's loopback into the namespace, from socket to socket: to the guest's own address, which it then sees as
+the client's, too, or (pasta(1), --host-lo-to-ns-lo) from its loopback to its loopback.
 
-The sockets that connect there have to be made there, by a process that enters the namespace. A few are always ready;
-a connection for which there is none waits for the next ones, and gets an RST if none come.
+The sockets that connect there have to be made there, by a process that enters the namespace. A few are always ready,
+and more where many are wanted; a connection or datagram for which there is none waits for the next ones. If none come
+a connection gets an RST.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from netd.relay.sockaddr import packed, sockaddr
+from netd.relay.sockaddr import Sockaddr, sockaddr
 from netd.relay.splice import Splice, Splices, reset
 from netd.relay.udp_relay import Control, UdpClients
 
 READY = 8  # sockets of a kind; more are asked for when it is fewer than half of them
-READY_MAX = 64  # and at most so many at a time
+READY_MAX = 128  # and so many where that was not enough, again and again
 WAITING_MAX = 256  # connections
-PATIENCE = 5.0  # seconds
+DATAGRAMS_MAX = 64  # that wait
+PATIENCE = 5.0  # seconds; and who did not ask for so long is content with READY again
 
+Buffer = bytes | memoryview
 Refill = Callable[[int, str, int], None]  # family (4, 6), protocol, how many: ``supply`` is called later, or at once
 Kind = tuple[int, str]
 
@@ -32,6 +35,16 @@ class _Waiting(NamedTuple):
     ip: bytes
     port: int
     on_splice: Callable[[Splice], None] | None
+    on_refused: Callable[[socket.socket], None] | None
+
+
+class _Late(NamedTuple):
+    listener: socket.socket
+    client: Sockaddr
+    control: Control
+    payload: bytes
+    address: bytes
+    port: int
 
 
 class Inward:
@@ -43,19 +56,28 @@ class Inward:
         self._clients = clients
         self._refill = refill
         self._ready: dict[Kind, list[socket.socket]] = {}
+        self._target: dict[Kind, int] = {}  # how many shall be ready
+        self._starved: set[Kind] = set()  # since it was asked
+        self._calm: dict[Kind, float] = {}  # from when on that is READY again
         self._asked: dict[Kind, TimerHandle] = {}
         self._waiting: dict[Kind, deque[_Waiting]] = {}
+        self._late: dict[Kind, deque[_Late]] = {}
         self._closed = False
         self.unavailable = 0  # connections and datagrams for which there was no socket
 
     def accept(
-        self, accepted: socket.socket, ip: str, port: int, on_splice: Callable[[Splice], None] | None = None
+        self,
+        accepted: socket.socket,
+        address: bytes,
+        port: int,
+        on_splice: Callable[[Splice], None] | None = None,
+        on_refused: Callable[[socket.socket], None] | None = None,
     ) -> None:
-        """Join ``accepted``, which is ours from now on, to ``ip``:``port`` in the namespace. ``on_splice`` is called
-        with the connection if there is one, now or later."""
-        address = packed(ip)
+        """Join ``accepted``, which is ours from now on, to ``address``:``port`` in the namespace. ``on_splice`` is
+        called with the connection if there is one, now or later, ``on_refused`` with ``accepted``, which is the
+        caller's again, where nobody listens."""
         kind = (4 if len(address) == 4 else 6, "tcp")
-        wanted = _Waiting(accepted, address, port, on_splice)
+        wanted = _Waiting(accepted, address, port, on_splice, on_refused)
         sock = self._take(kind)
         if sock is not None:
             self._connect(wanted, sock)
@@ -68,53 +90,68 @@ class Inward:
         waiting.append(wanted)
 
     def _connect(self, wanted: _Waiting, sock: socket.socket) -> None:
-        splice = self._splices.connect(wanted.accepted, sock, sockaddr(wanted.ip, wanted.port))
+        splice = self._splices.connect(
+            wanted.accepted, sock, sockaddr(wanted.ip, wanted.port), on_refused=wanted.on_refused
+        )
         if splice is not None and wanted.on_splice is not None:
             wanted.on_splice(splice)
 
     def carry(
         self,
         listener: socket.socket,
-        client: tuple[str, int],
+        client: Sockaddr,
         control: Control,
-        payload: memoryview,
-        ip: str,
+        payload: Buffer,
+        address: bytes,
         port: int,
     ) -> None:
-        """A datagram that ``listener`` had from ``client`` goes to ``ip``:``port`` in the namespace; answers go back
-        with ``control``. The first ones of a client are lost where no socket is ready."""
-        address = packed(ip)
+        """A datagram that ``listener`` had from ``client`` goes to ``address``:``port`` in the namespace; answers go
+        back with ``control``."""
         kind = (4 if len(address) == 4 else 6, "udp")
-        self._clients.carry(
-            listener, client, control, payload, sockaddr(address, port), partial(self._take_or_count, kind)
-        )
+        ready = self._ready.setdefault(kind, [])
+        if not ready and not self._clients.knows(listener, client):
+            self._starved.add(kind)
+            self._ask(kind)  # which may be answered at once
+            if not ready:
+                late = self._late.setdefault(kind, deque())
+                if kind in self._asked and len(late) < DATAGRAMS_MAX:
+                    late.append(_Late(listener, client, control, bytes(payload), address, port))
+                else:
+                    self.unavailable += 1
+                return
+        self._clients.carry(listener, client, control, payload, sockaddr(address, port), partial(self._take, kind))
 
     def forget(self, listener: socket.socket) -> None:
         """End all clients of ``listener``, which is about to be closed."""
         self._clients.forget(listener)
-
-    def _take_or_count(self, kind: Kind) -> socket.socket | None:
-        sock = self._take(kind)
-        if sock is None:
-            self.unavailable += 1
-        return sock
+        for kind, late in self._late.items():
+            self._late[kind] = deque(each for each in late if each.listener is not listener)
 
     # -- sockets that are ready ----------------------------------------------------------------------------------
 
     def _take(self, kind: Kind) -> socket.socket | None:
         ready = self._ready.setdefault(kind, [])
         if not ready:
+            self._starved.add(kind)
             self._ask(kind)  # which may be answered at once
         sock = ready.pop() if ready else None
-        if len(ready) < READY // 2:
+        if len(ready) < self._target.get(kind, READY) // 2:
             self._ask(kind)
         return sock
 
     def _ask(self, kind: Kind) -> None:
         if kind in self._asked or self._closed:
             return
+        now = self._loop.time()
+        target = self._target.get(kind, READY)
+        if now > self._calm.get(kind, 0.0):
+            target = READY
+        elif kind in self._starved:
+            target = min(2 * target, READY_MAX)
+        self._starved.discard(kind)
+        self._target[kind], self._calm[kind] = target, now + PATIENCE
         self._asked[kind] = self._loop.call_later(PATIENCE, self.supply, *kind, [])
-        missing = READY - len(self._ready[kind]) + len(self._waiting.get(kind, ()))
+        missing = target - len(self._ready[kind]) + len(self._waiting.get(kind, ())) + len(self._late.get(kind, ()))
         self._refill(*kind, min(missing, READY_MAX))
 
     def supply(self, family: int, protocol: str, sockets: list[socket.socket]) -> None:
@@ -128,17 +165,22 @@ class Inward:
         waiting = self._waiting.get(kind, deque())
         while waiting and ready:
             self._connect(waiting.popleft(), ready.pop())
+        late, self._late[kind] = self._late.get(kind, deque()), deque()
         if self._closed or not sockets:
+            self.unavailable += len(late)
             while waiting:
                 self.unavailable += 1
                 reset(waiting.popleft().accepted)
         elif waiting:
             self._ask(kind)
+        else:
+            for each in late:
+                self.carry(*each)
         while ready and (self._closed or len(ready) > READY_MAX):
             ready.pop().close()
 
     def close(self) -> None:
         """The network ends. Sockets that are supplied yet are closed."""
         self._closed = True
-        for kind in {*self._ready, *self._waiting}:
+        for kind in {*self._ready, *self._waiting, *self._late}:
             self.supply(*kind, [])

@@ -135,11 +135,13 @@ class Splices:
         outgoing: socket.socket,
         address: Sockaddr,
         on_close: Callable[[], None] | None = None,
+        on_refused: Callable[[socket.socket], None] | None = None,
     ) -> Splice | None:
         """Connect ``outgoing`` to ``address`` and join it to ``accepted``, whose listener has been prepared
         (``stream.prepare``). Both are ours from now on.
 
-        None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called.
+        None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called. Where
+        nobody listens ``on_refused`` gets it instead.
         """
         if len(self) >= self._limit:
             self.over_limit += 1
@@ -157,6 +159,10 @@ class Splices:
         except OSError:
             self.unavailable += 1
             return _refuse(accepted, outgoing)
+        if error == errno.ECONNREFUSED and on_refused is not None:
+            outgoing.close()
+            on_refused(accepted)
+            return None
         if error and error not in _PROGRESS:
             self.refused += 1
             return _refuse(accepted, outgoing)

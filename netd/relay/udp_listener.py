@@ -50,7 +50,8 @@ class UdpListener(UdpSocket):
         self._control: list[Any] = []  # of the datagram before, and what it says
         self._source: tuple[Any, ...] = ()
         self._segment = 0
-        self.inward: Inward | None = None
+        self.inward: Inward | None = None  # the way of clients on the host's loopback, past the interface
+        self.to_loopback = False  # it leads to the guest's loopback, and not to its address
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
         else:
@@ -84,7 +85,7 @@ class UdpListener(UdpSocket):
             if flow is None:
                 ip = packed(client[0])
                 if self.inward is not None and is_loopback(ip):
-                    self._to_loopback(self.inward, client, view[:size])
+                    self._pass_by(self.inward, client, ip, view[:size])
                     continue
                 flow = self._table.from_forward(self._guest(ip), self._port, ip, client[1], self, now)
                 self._flows[client] = flow
@@ -97,15 +98,15 @@ class UdpListener(UdpSocket):
             if budget < 0:
                 return
 
-    def _to_loopback(self, inward: Inward, client: Any, payload: memoryview) -> None:
-        """From the host's loopback to the guest's, one by one."""
+    def _pass_by(self, inward: Inward, client: Any, ip: bytes, payload: memoryview) -> None:
+        """Past the interface, one by one."""
         sock = self._sock
         if sock is None:
             return
-        to = "::1" if len(packed(client[0])) == 16 else "127.0.0.1"
+        address = packed("::1" if len(ip) == 16 else "127.0.0.1") if self.to_loopback else self._guest(ip)
         segment = self._segment or len(payload) or 1
         for start in range(0, len(payload) or 1, segment):
-            inward.carry(sock, client, self._source, payload[start : start + segment], to, self._port)
+            inward.carry(sock, client, self._source, payload[start : start + segment], address, self._port)
 
     def _note(self, control: list[tuple[int, int, bytes]]) -> None:
         """The size of the datagrams in a run (UDP_GRO), and what sends from the address the client wrote to."""

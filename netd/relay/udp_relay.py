@@ -68,12 +68,17 @@ class UdpClients:
         """How many clients each listener has, by its descriptor."""
         return Counter(fileno for fileno, _ in self._clients)
 
+    def knows(self, listener: socket.socket, address: Sockaddr) -> bool:
+        """Whether the next datagram of that client needs no new socket."""
+        client = self._clients.get((listener.fileno(), address))
+        return client is not None and client.listener is listener
+
     def carry(
         self,
         listener: socket.socket,
         address: Sockaddr,
         control: Control,
-        payload: memoryview,
+        payload: bytes | memoryview,
         service: Sockaddr,
         open_socket: Callable[[], socket.socket | None],
     ) -> None:

@@ -130,23 +130,82 @@ async def test_from_loopback_to_loopback(world: World, attach: Attach, family: i
         await until(lambda: guest.network.forwards()[0].connections == 0)
         with world.host.socket(socket.SOCK_DGRAM, family=family) as datagrams:
             datagrams.connect((ip, 8080))
-            datagrams.settimeout(0.2)
-            asked.settimeout(0.2)
-            for attempt in range(20):  # until a socket is ready
-                try:
-                    await exchange(datagrams, b"%d" % attempt, asked)
-                    break
-                except TimeoutError:
-                    continue
-            asked.settimeout(20)
-            datagrams.settimeout(20)
-            for data in (b"", b"y" * 9000):
+            for data in (b"", b"y" * 9000, b"x"):
                 await exchange(datagrams, data, asked)
         if family == V4:
             with world.outside.socket() as client:
                 assert await aside(reset_at_once, client, (HOST, 8080))
     for forward in guest.network.forwards():
         guest.network.remove_forward(forward.id)
+
+
+GUEST6 = "2001:db8:9::2"
+BOTH = {"cidr6": "2001:db8:9::/64", "guest_ip6": GUEST6, "gateway_ip6": "fe80::1", "dns_ip6": ""}
+BOTH["addresses"] = (f"{HOST}/24", f"{GUEST6}/64")  # type: ignore[assignment]
+
+
+@FAMILIES
+async def test_from_loopback_to_the_guests_address(world: World, attach: Attach, family: int) -> None:
+    """It comes from there as well (pasta(1)); what listens on the guest's loopback alone is not for the host."""
+    guest = await attach(**LIKE | BOTH, splice=True)
+    address = {V4: HOST, V6: GUEST6}[socket.AddressFamily(family)]
+    for port in (80, 81):
+        guest.network.add_forward(ForwardSpec("tcp", 8000 + port, port), "pasta")
+    loopback = LOOPBACK[socket.AddressFamily(family)]
+    with served(guest, "tcp", family, address, 80) as service, served(guest, "tcp", family, port=81):
+        with world.host.socket(family=family) as client, world.host.socket(family=family) as other:
+            await aside(client.connect, (loopback, 8080))
+            server, peer = await aside(service.accept)
+            server.settimeout(20)
+            with server:
+                assert peer[0] == address
+                await both_ways(client, server, 3_000_000)
+            assert await aside(reset_at_once, other, (loopback, 8081))
+        assert guest.network.status().flows["tcp"] == 0
+        if family == V4:
+            with world.outside.socket() as client:
+                await aside(client.connect, (HOST, 8080))
+                server, peer = await aside(service.accept)
+                server.close()
+                assert peer[:2] == client.getsockname()
+    assert guest.counters()["spliced_refused"] == 1
+    guest.network.add_forward(ForwardSpec("udp", 8080, 80), "pasta")
+    with served(guest, "udp", family, address, 80) as asked:
+        with world.host.socket(socket.SOCK_DGRAM, family=family) as datagrams:
+            datagrams.sendto(b"who", (loopback, 8080))
+            got, peer = await aside(asked.recvfrom, 100)
+            assert got == b"who" and peer[0] == address
+            asked.sendto(b"me", peer)
+            assert (await aside(datagrams.recvfrom, 100)) == (b"me", (loopback, 8080, 0, 0)[: len(peer)])
+        assert guest.network.status().flows["udp"] == 0
+    for forward in guest.network.forwards():
+        guest.network.remove_forward(forward.id)
+
+
+async def test_from_loopback_by_the_family_that_somebody_listens_on(world: World, attach: Attach) -> None:
+    guest = await attach(**LIKE | BOTH, splice=True)
+    guest.network.add_forward(ForwardSpec("tcp", 8080, 80), "pasta")
+    guest.network.add_forward(ForwardSpec("tcp", 8081, 81, container_ip=GUEST6), "pasta")
+    with served(guest, "tcp", V4, "0.0.0.0", 80) as service, world.host.socket(family=V6) as client:
+        await aside(client.connect, ("::1", 8080))
+        server, peer = await aside(service.accept)
+        server.close()
+        assert peer[0] == HOST
+    with served(guest, "tcp", V6, "::", 81) as service, world.host.socket() as client:
+        await aside(client.connect, ("127.0.0.1", 8081))  # to a target of its own: through the interface
+        server, peer = await aside(service.accept)
+        server.close()
+        assert peer[0] != GUEST6
+
+
+async def test_from_loopback_where_the_namespace_is_not_known(world: World, attach: Attach) -> None:
+    guest = await attach(**LIKE | {"host_like": False}, splice=True)
+    guest.network.add_forward(ForwardSpec("tcp", 8080, 80), "pasta")
+    with served(guest, "tcp", V4, "0.0.0.0", 80) as service, world.host.socket() as client:
+        await aside(client.connect, ("127.0.0.1", 8080))
+        server, peer = await aside(service.accept)
+        server.close()
+        assert peer[0] == LIKE["gateway_ip"]
 
 
 async def test_from_loopback_to_nobody(world: World, attach: Attach) -> None:

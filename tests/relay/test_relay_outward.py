@@ -17,6 +17,7 @@ import pytest_asyncio
 from netd.relay import inward as inward_
 from netd.relay.inward import Inward
 from netd.relay.outward import Outward
+from netd.relay.sockaddr import packed
 from netd.relay.splice import Splices
 from netd.relay.stream import prepare
 from netd.relay.udp_relay import IDLE, UdpClients, UdpEntrance
@@ -58,6 +59,8 @@ class Stage:
         """As the agent makes it: all addresses, bound to lo."""
         sock = self.guest.socket(socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM, family=family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        if protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
@@ -396,7 +399,7 @@ async def test_inward_tcp(stage: Stage, supplier: Supplier, family: int, mode: s
     clients, ours = await published(stage, family, 30)
     with stage.service("tcp", family, stage.guest) as service:
         for sock in ours:
-            supplier.inward.accept(sock, LOOPBACK[family], port_of(service), splices.append)
+            supplier.inward.accept(sock, packed(LOOPBACK[family]), port_of(service), splices.append)
         for client in clients:
             client.sendall(b"%d" % port_of(client))
             client.shutdown(socket.SHUT_WR)
@@ -422,7 +425,7 @@ async def test_inward_without_sockets(
     supplier.mode = getattr(supplier, mode)
     clients, ours = await published(stage, socket.AF_INET, 5)
     for sock in ours:
-        supplier.inward.accept(sock, "127.0.0.1", 80)
+        supplier.inward.accept(sock, packed("127.0.0.1"), 80)
     for client in clients:
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
         client.close()
@@ -430,10 +433,45 @@ async def test_inward_without_sockets(
     supplier.mode = supplier.later
     (client,), (sock,) = await published(stage, socket.AF_INET)
     with stage.service("tcp", netns=stage.guest) as service, client:
-        supplier.inward.accept(sock, "127.0.0.1", port_of(service))
+        supplier.inward.accept(sock, packed("127.0.0.1"), port_of(service))
         server, _ = await aside(service.accept)
         server.close()
         assert await aside(end_of, client) == (b"", 0)
+
+
+async def test_inward_has_more_ready_where_they_do_not_suffice(
+    stage: Stage, supplier: Supplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inward_, "READY_MAX", 30)
+    counts = []
+    with stage.service("tcp", netns=stage.guest) as service:
+        for _ in range(4):
+            clients, ours = await published(stage, socket.AF_INET, 25)
+            splices: list[Any] = []
+            supplier.asked.clear()
+            for sock in ours:
+                supplier.inward.accept(sock, packed("127.0.0.1"), port_of(service), splices.append)
+            await until(lambda splices=splices: len(splices) == 25)
+            await until(lambda: not supplier.inward._asked)
+            counts.append(len(supplier.asked))
+            assert all(count <= 30 for *_, count in supplier.asked)
+            assert sum(map(len, supplier.inward._ready.values())) <= 30
+            for client in clients:
+                client.close()
+                (await aside(service.accept))[0].close()
+            await until(lambda splices=splices: all(splice.closed for splice in splices))
+        assert counts[0] > 1 == counts[-1], "the first time there were 8"
+        monkeypatch.setattr(inward_, "PATIENCE", 0.0)
+        supplier.inward._calm.clear()
+        supplier.inward._ready[4, "tcp"].pop().close()
+        while len(supplier.inward._ready[4, "tcp"]) > 3:
+            supplier.inward._ready[4, "tcp"].pop().close()
+        supplier.asked.clear()
+        [client], [sock] = await published(stage, socket.AF_INET)
+        supplier.inward.accept(sock, packed("127.0.0.1"), port_of(service))
+        assert supplier.asked == [(4, "tcp", 6)], "after a while it is content with 8"
+        client.close()
+        (await aside(service.accept))[0].close()
 
 
 async def test_inward_waits_for_no_more_than(stage: Stage, supplier: Supplier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +479,7 @@ async def test_inward_waits_for_no_more_than(stage: Stage, supplier: Supplier, m
     supplier.mode = supplier.never
     clients, ours = await published(stage, socket.AF_INET, 5)
     for sock in ours:
-        supplier.inward.accept(sock, "127.0.0.1", 80)
+        supplier.inward.accept(sock, packed("127.0.0.1"), 80)
     assert supplier.inward.unavailable == 2
     reset_by(clients.pop(0))  # gives up while it waits
     supplier.inward.close()
@@ -453,7 +491,7 @@ async def test_inward_waits_for_no_more_than(stage: Stage, supplier: Supplier, m
 async def test_inward_refused(stage: Stage, supplier: Supplier) -> None:
     (client,), (sock,) = await published(stage, socket.AF_INET)
     with client:
-        supplier.inward.accept(sock, "127.0.0.1", 9)
+        supplier.inward.accept(sock, packed("127.0.0.1"), 9)
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
     assert stage.splices.refused == 1
 
@@ -461,7 +499,7 @@ async def test_inward_refused(stage: Stage, supplier: Supplier) -> None:
 async def test_sockets_after_the_end_are_closed(stage: Stage, supplier: Supplier) -> None:
     before = open_fds()
     (client,), (sock,) = await published(stage, socket.AF_INET)
-    supplier.inward.accept(sock, "127.0.0.1", 9)
+    supplier.inward.accept(sock, packed("127.0.0.1"), 9)
     supplier.inward.close()
     await asyncio.sleep(0.05)
     client.close()
@@ -472,7 +510,7 @@ async def test_sockets_after_the_end_are_closed(stage: Stage, supplier: Supplier
 async def test_inward_udp(stage: Stage, supplier: Supplier, family: int) -> None:
     supplier.mode = supplier.now
     with stage.service("udp", family, stage.guest) as service, stage.service("udp", family) as sock:
-        carried = partial(supplier.inward._take_or_count, (4 if family == socket.AF_INET else 6, "udp"))
+        carried = partial(supplier.inward._take, (4 if family == socket.AF_INET else 6, "udp"))
         entrance = UdpEntrance(
             stage.loop, stage.clients, stage.noted, sock, (LOOPBACK[family], port_of(service)), carried
         )
@@ -490,19 +528,32 @@ async def test_inward_udp_carry(stage: Stage, supplier: Supplier) -> None:
             peer = client.getsockname()
 
             def carry(data: bytes) -> None:
-                supplier.inward.carry(sock, peer, (), memoryview(data), "127.0.0.1", port_of(service))
+                supplier.inward.carry(sock, peer, (), memoryview(data), packed("127.0.0.1"), port_of(service))
 
-            carry(b"lost")
-            assert supplier.inward.unavailable == 1 and stage.clients.dropped == 1
-            await until(lambda: supplier.inward._ready[4, "udp"])
-            carry(b"carried")
-            got, seen = await aside(service.recvfrom, 100)
-            assert got == b"carried" and seen[0] == "127.0.0.1"
+            for data in (b"first", b"second", b""):  # they wait for a socket
+                carry(data)
+            assert not len(stage.clients)
+            for data in (b"first", b"second", b""):
+                got, seen = await aside(service.recvfrom, 100)
+                assert got == data and seen[0] == "127.0.0.1"
+            assert len(stage.clients) == 1 and supplier.inward.unavailable == stage.clients.dropped == 0
             service.sendto(b"answer", seen)
             assert await aside(client.recvfrom, 100) == (b"answer", sock.getsockname())
             stage.clients.forget(sock)
             assert not len(stage.clients)
             assert not select.select([client], [], [], 0)[0]
+
+
+async def test_datagrams_that_wait_in_vain(stage: Stage, supplier: Supplier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inward_, "DATAGRAMS_MAX", 3)
+    supplier.mode = supplier.never
+    with stage.service("udp") as sock, stage.service("udp") as other:
+        for listener in (sock, other, sock, sock, sock):
+            supplier.inward.carry(listener, ("127.0.0.1", 9), (), memoryview(b"x"), packed("127.0.0.1"), 9)
+        assert supplier.inward.unavailable == 2
+        supplier.inward.forget(sock)
+        supplier.inward.supply(4, "udp", [])  # a refusal
+        assert supplier.inward.unavailable == 3 and not len(stage.clients)
 
 
 async def test_a_listener_that_is_gone(stage: Stage, supplier: Supplier) -> None:
@@ -514,7 +565,7 @@ async def test_a_listener_that_is_gone(stage: Stage, supplier: Supplier) -> None
         for data in (b"first", b"second"):
             sock = stage.service("udp")
             number = sock.fileno()
-            supplier.inward.carry(sock, peer, (), memoryview(data), "127.0.0.1", port_of(service))
+            supplier.inward.carry(sock, peer, (), memoryview(data), packed("127.0.0.1"), port_of(service))
             assert len(stage.clients) == 1
             got, address = await aside(service.recvfrom, 100)
             assert got == data
@@ -528,7 +579,7 @@ async def test_a_listener_that_is_gone(stage: Stage, supplier: Supplier) -> None
         service.sendto(b"nobody", seen[1][1])
         await until(lambda: not len(stage.clients))
         with stage.service("udp") as sock:
-            supplier.inward.carry(sock, peer, (), memoryview(b"third"), "127.0.0.1", port_of(service))
+            supplier.inward.carry(sock, peer, (), memoryview(b"third"), packed("127.0.0.1"), port_of(service))
             assert len(stage.clients) == 1
             supplier.inward.forget(sock)
             assert not len(stage.clients)

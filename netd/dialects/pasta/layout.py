@@ -60,6 +60,7 @@ def network_spec_of(
         hostname=call.hostname,
         fqdn=call.fqdn,
         without=call.without,
+        splice=not call.no_splice,
         host_lo_to_ns_lo=call.host_lo_to_ns_lo,
     )
 
