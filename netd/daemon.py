@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from netd.blueprint import plan_of
@@ -33,6 +35,8 @@ from netd.services import dns
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec, network_spec
 from netd.store import SOON, Store
+
+CLOSERS = 4  # threads, none before it is needed
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,7 @@ class Daemon:
         self._name_servers = NameServers(str(settings.resolv_conf), dns.servers_in, clock, dns.search_in)
         self._watches: dict[str, Watch] = {}
         self._attaching: set[tuple[str, tuple[int, str]]] = set()  # name, (namespace, interface)
+        self._closers = ThreadPoolExecutor(CLOSERS, "netd-close")
         self._stopping = False
 
     # -- attach and detach ---------------------------------------------------------------------------------------
@@ -215,11 +220,22 @@ class Daemon:
         watch = self._watches.pop(network.id, None)
         if watch is not None:
             watch.close()
-        network.close()
+        self._close(network)
         logger.info("%s: %s", network.name, why)
         self._tell("detached", network)
         network.release()
         self._store.forget(network.id)
+
+    def _close(self, network: Network) -> None:
+        """``network.close``. Whoever closes a TAP last waits while the kernel takes it down, some 20 ms
+        (synchronize_net()): mostly that is the service manager, else a thread of ours and not the loop."""
+        last = -1
+        if not self._store.present and network.tap.fd >= 0:
+            with contextlib.suppress(OSError):  # no free descriptor
+                last = os.dup(network.tap.fd)
+        network.close()
+        if last >= 0:
+            self._closers.submit(os.close, last)
 
     def _tell(self, event: str, network: Network) -> None:
         for observer in list(self.observers):
@@ -395,11 +411,15 @@ class Daemon:
             watch.close()
         self._watches.clear()
         for network in list(self.networks.values()):
-            network.close(kept=self._store.present)
+            if self._store.present:
+                network.close(kept=True)
+            else:
+                self._close(network)
             network.release()
         self.networks.clear()
         self._unlinks.close()
         self._host.close()
+        self._closers.shutdown()
         await self._agent.stop()
         self._store.close()
 

@@ -121,6 +121,10 @@ class Inward:
                 return
         self._clients.carry(listener, client, control, payload, sockaddr(address, port), partial(self._take, kind))
 
+    def clients_of(self, listener: socket.socket) -> int:
+        """How many clients of ``listener`` there are."""
+        return self._clients.counts()[listener.fileno()]
+
     def forget(self, listener: socket.socket) -> None:
         """End all clients of ``listener``, which is about to be closed."""
         self._clients.forget(listener)

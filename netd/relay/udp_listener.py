@@ -61,7 +61,8 @@ class UdpListener(UdpSocket):
         super().__init__(loop, clock, flush, table, sock)
 
     def __len__(self) -> int:
-        return len(self._flows)
+        past = self.inward.clients_of(self._sock) if self.inward is not None and self._sock is not None else 0
+        return len(self._flows) + past
 
     def _receive(self) -> None:
         now = self._clock()

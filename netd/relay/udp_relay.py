@@ -11,7 +11,7 @@ import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from netd.relay.sockaddr import Sockaddr
@@ -57,6 +57,7 @@ class UdpClients:
         self._on_event = on_event
         self._limit = limit
         self._clients: OrderedDict[tuple[int, Sockaddr], _Client] = OrderedDict()  # the longest idle one first
+        self._counts: Counter[int] = Counter()
         self._timer: TimerHandle | None = None
         self.evicted = self.refused = 0  # clients
         self.dropped = 0  # datagrams
@@ -64,9 +65,9 @@ class UdpClients:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def counts(self) -> Counter[int]:
+    def counts(self) -> Mapping[int, int]:
         """How many clients each listener has, by its descriptor."""
-        return Counter(fileno for fileno, _ in self._clients)
+        return self._counts
 
     def knows(self, listener: socket.socket, address: Sockaddr) -> bool:
         """Whether the next datagram of that client needs no new socket."""
@@ -95,6 +96,7 @@ class UdpClients:
                 self.dropped += 1
                 return
             self._clients[key] = client
+            self._counts[key[0]] += 1
             self._arm()
         client.control = control
         self._touch(key, client)
@@ -169,6 +171,7 @@ class UdpClients:
     def _end(self, key: tuple[int, Sockaddr], client: _Client) -> None:
         if self._clients.get(key) is client:
             del self._clients[key]
+            self._counts[key[0]] -= 1
             self._loop.remove_reader(client.sock.fileno())
             client.sock.close()
 

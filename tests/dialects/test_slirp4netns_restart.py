@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from netd import store
 from tests.attach.harness import PLUGIN, TREE
 
 
@@ -77,9 +78,9 @@ class Manager:
                 os.close(fd)
         return "READY" in said
 
-    def settle(self) -> None:
+    def settle(self, seconds: float = 0.2) -> None:
         """Take in all that is said until it is quiet: the store is then what a crash would leave."""
-        while select.select([self.notified], [], [], 0.2)[0]:
+        while select.select([self.notified], [], [], seconds)[0]:
             self.listen(0)
 
     def end(self, number: signal.Signals) -> None:
@@ -175,7 +176,7 @@ def test_a_staying_shim_survives_restarts(
     _, err = shim.communicate(timeout=10)
     assert (shim.returncode, err) == (0, "exitfd event\ndo_slirp is exiting\n")
     assert not api.exists()
-    manager.settle()
+    manager.settle(store.LATER + 0.2)
     assert set(manager.stored) == {"state"}, "the store keeps nothing of a network that has ended"
 
 

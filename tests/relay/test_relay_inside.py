@@ -177,6 +177,7 @@ async def test_from_loopback_to_the_guests_address(world: World, attach: Attach,
             assert got == b"who" and peer[0] == address
             asked.sendto(b"me", peer)
             assert (await aside(datagrams.recvfrom, 100)) == (b"me", (loopback, 8080, 0, 0)[: len(peer)])
+            assert guest.network.forwards()[-1].connections == 1
         assert guest.network.status().flows["udp"] == 0
     for forward in guest.network.forwards():
         guest.network.remove_forward(forward.id)
