@@ -10,14 +10,17 @@ import resource
 import signal
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 import uvloop
 
-from netd.api.app import ApiServer
 from netd.attach.server import AttachServer
 from netd.daemon import Daemon
 from netd.sdnotify import Notifier, listen_fds
 from netd.settings import Settings
+
+if TYPE_CHECKING:
+    from netd.api.app import ApiServer
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +79,11 @@ async def _serve(settings: Settings) -> int:
     settings.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     daemon = Daemon(settings, notifier)
     await daemon.start(stored)
-    attach, api = AttachServer(daemon), ApiServer(daemon)
+    attach = AttachServer(daemon)
+    api: ApiServer | None = None
     try:
         await attach.start(listeners.get("attach"))
+        api = (await asyncio.to_thread(_api_server))(daemon)
         await api.start(listeners.get("api"))
         daemon.announce()
         notifier.send("READY=1", f"STATUS={len(daemon.networks)} networks")
@@ -88,10 +93,18 @@ async def _serve(settings: Settings) -> int:
         notifier.send("STOPPING=1")
         watchdog.cancel()
     finally:
-        await api.stop()
+        if api is not None:
+            await api.stop()
         await attach.stop()
         await daemon.stop()
     return 0
+
+
+def _api_server() -> type[ApiServer]:
+    """aiohttp takes a third of the start to load: restored networks and waiting shims do not wait for that."""
+    from netd.api.app import ApiServer
+
+    return ApiServer
 
 
 async def _watchdog(notifier: Notifier) -> None:
