@@ -18,7 +18,7 @@ def ratio(row: Row, mine: float | None, theirs: float | None) -> float | None:
     if mine == theirs:
         return 1.0
     above, below = (mine, theirs) if row.better == HIGHER else (theirs, mine)
-    return min(MOST, above / below) if below else MOST
+    return max(min(MOST, above / below), 0.0) if below > 0 else MOST  # a slope within the noise may be negative
 
 
 @dataclass(frozen=True)

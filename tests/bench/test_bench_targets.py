@@ -21,6 +21,8 @@ KEYS = {row.key for block in BLOCKS for row in block.rows}
         (LATE, 0.0, 0.0, 1.0),
         (LATE, 0.0, 1.0, targets.MOST),  # infinitely better
         (LATE, 1.0, 0.0, 0.0),
+        (LATE, -3.0, 1.0, targets.MOST),  # a slope that is lost in the noise
+        (LATE, 1.0, -3.0, 0.0),
         (FAST, 0.0, 1.0, 0.0),
     ],
 )
