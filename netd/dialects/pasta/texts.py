@@ -82,7 +82,7 @@ Ports:
   -U, --udp-ns SPEC        UDP ports likewise
   --freebind               listen on addresses that are not there yet, too
   --host-lo-to-ns-lo       what comes to the host's loopback goes to the namespace's
-  --no-splice              lead such connections through the interface
+  --no-splice              lead what comes to the host's loopback through the interface
   --splice-only            make no interface, only lead ports from loopback to loopback
 
 {specs}
