@@ -88,6 +88,8 @@ class Store:
 
     def forget(self, network_id: str) -> None:
         """A network has ended."""
+        self._late.pop(network_id, None)
+        self._portless.pop(network_id, None)
         stored = self._stored.pop(network_id, None)
         if stored is None:
             return

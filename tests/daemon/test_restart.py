@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from netd import store
 from netd.daemon import Daemon
 from netd.errors import PortInUse
 from netd.sdnotify import Notifier
@@ -162,6 +163,14 @@ async def test_ports_that_came_with_the_network_are_stored_later(
     await until(lambda: names[1] in manager.names())
     assert names[0] not in manager.ever
     await daemon.detach(network)
+
+
+async def test_a_network_that_ends_at_once_is_never_stored(world: World, manager: ServiceManager, start: Start) -> None:
+    daemon = await start()
+    network = await daemon.attach(NetworkSpec(), os.dup(world.guest().fd), Lifeline("explicit"))
+    await daemon.detach(network)
+    await asyncio.sleep(2 * store.SOON)
+    assert manager.ever == set() and not daemon._store._late and not daemon._store._portless
 
 
 async def test_the_store_follows(world: World, manager: ServiceManager, start: Start) -> None:
