@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from netd.blueprint import addressing_of, gateway_of, source_of
@@ -71,6 +71,7 @@ class Network:
         self.netns_inode = netns_inode
         self.created = created or time.time()
         self._forward_records: dict[int, str] = {}  # each forward as JSON, made once: there may be thousands
+        self._unrecorded: dict[int, ForwardStatus] = {}
         self._loop = loop
         self._on_lost = on_lost
         self._holder_of = holder_of
@@ -178,12 +179,15 @@ class Network:
                 raise
             hint = f"netd port ls {holder}"
             raise PortInUse(f"{e} (held by network {holder})", holder, hint, e.port, e.reason) from None
+        if origin != AUTO:
+            self._unrecorded[status.id] = status
         return status
 
     def remove_forward(self, id_: int, close_connections: bool = False) -> None:
         """Unpublish. NoSuchPort."""
         self._forwards.remove(id_, close_connections)
         self._forward_records.pop(id_, None)
+        self._unrecorded.pop(id_, None)
 
     def forward(self, id_: int) -> ForwardStatus:
         """One of them. NoSuchPort."""
@@ -231,17 +235,13 @@ class Network:
                 fds[f"{PORT}{forward.id}"] = [sock.fileno() for sock in forward.sockets]
         return fds
 
-    def forward_records(self) -> Iterator[str]:
+    def forward_records(self) -> Iterable[str]:
         """Each published port as JSON, but for those that follow who listens."""
-        for forward in self._forwards:
-            if forward.origin == AUTO:
-                continue
-            record = self._forward_records.get(forward.id)
-            if record is None:
-                spec = {name: getattr(forward.spec, name) for name in forward.spec.__slots__}
-                record = json.dumps({"id": forward.id, "origin": forward.origin, "spec": spec})
-                self._forward_records[forward.id] = record
-            yield record
+        for id_, status in self._unrecorded.items():
+            spec = {name: getattr(status.spec, name) for name in status.spec.__slots__}
+            self._forward_records[id_] = json.dumps({"id": id_, "origin": status.origin, "spec": spec})
+        self._unrecorded.clear()
+        return self._forward_records.values()
 
     def outlasts(self, key: str) -> bool:
         """True if a duplicate of that stored descriptor does nothing after ``close``: a TCP listener is shut down then,
@@ -273,7 +273,7 @@ class Network:
             else:
                 kept[key] = sock
         try:
-            self._forwards.add(spec, origin, kept, id_)
+            self._unrecorded[id_] = self._forwards.add(spec, origin, kept, id_)
         finally:
             for sock in kept.values():  # of ports that were not asked for
                 sock.close()

@@ -156,7 +156,7 @@ class Store:
     def adopt(self, network: Network, key: str, fds: list[int]) -> None:
         """Something of the network's is in the store already."""
         self._stored.setdefault(network.id, {})[key] = fds
-        if network.outlasts(key):
+        if key.startswith(PORT) and network.outlasts(key):
             self._outlasting.add(f"{network.id}.{key}")
 
     def let_go(self, name: str) -> None:
