@@ -232,7 +232,7 @@ class Network:
             fds[f"held-{name}"] = [fd]
         for forward in self._forwards:
             if forward.origin != AUTO and not forward.spec.best_effort:  # these can be bound anew, or left out
-                fds[f"{PORT}{forward.id}"] = [sock.fileno() for sock in forward.sockets]
+                fds[f"{PORT}{forward.id}"] = forward.fds
         return fds
 
     def forward_records(self) -> Iterable[str]:

@@ -73,7 +73,7 @@ class Store:
         stored = self._stored.setdefault(network.id, {})
         wanted = network.stored_fds()
         try:
-            for key in [key for key, fds in stored.items() if wanted.get(key) != fds]:
+            for key in [k for k, fds in stored.items() if (now := wanted.get(k)) is not fds and now != fds]:
                 notifier.unstore(f"{network.id}.{key}")
                 self._outlasting.discard(f"{network.id}.{key}")
                 del stored[key]

@@ -41,6 +41,7 @@ class Forward:
         self.spec = spec
         self.origin = origin
         self.sockets = sockets
+        self.fds = [sock.fileno() for sock in sockets]
         self.streams: set[Stream] = set()
         self.splices: set[Splice] = set()  # what comes from the host's loopback
         self.udp: list[UdpListener] = []
