@@ -2,6 +2,7 @@
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -rs
+AS_INSTALLED := tests/machine/as-installed
 SECONDS ?= 60
 GB ?= 10
 LOSS ?= 0 1 5
@@ -11,7 +12,7 @@ UNITS = $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/systemd/user
 # What needs Podman, a service manager, or time.
 SLOW := tests/guest tests/podman tests/systemd tests/fuzz
 
-.PHONY: help demo test check lint unit guest podman genuine fuzz bench soak profile venv packages install uninstall clean
+.PHONY: help demo test check lint unit guest podman genuine fuzz bench soak profile compiled venv packages install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -19,8 +20,8 @@ help: ## this list
 demo: packages venv ## a rootless container on netd, shown step by step, from nothing
 	@tests/machine/rootless -s -p $(PYTHON) tests/demo/demo
 
-test: packages lint ## everything that this machine can test; names what it skipped, and why
-	$(PYTEST)
+test: packages lint compiled ## everything that this machine can test; names what it skipped, and why
+	@tests/machine/test
 
 check: lint unit ## the fast part: style, types, who imports whom, unit tests
 
@@ -32,26 +33,29 @@ lint: venv ## style, types, who imports whom
 unit: venv ## the tests that need neither Podman nor a service manager
 	$(PYTEST) -q $(SLOW:%=--ignore=%)
 
-guest: packages venv ## the real kernel as guest, in namespaces of its own: no root, no Podman
-	$(PYTEST) tests/guest
+guest: packages compiled ## the real kernel as guest, in namespaces of its own: no root, no Podman
+	$(AS_INSTALLED) -m pytest -rs tests/guest
 
-podman: packages venv ## rootless Podman end to end
-	$(PYTEST) tests/podman
+podman: packages compiled ## rootless Podman end to end
+	$(AS_INSTALLED) -m pytest -rs tests/podman
 
-genuine: packages venv ## the same with the packaged slirp4netns: checks the tests, not netd
-	NETD_PODMAN_CMD=genuine $(PYTEST) tests/podman
+genuine: packages compiled ## the same with the packaged slirp4netns: checks the tests, not netd
+	NETD_PODMAN_CMD=genuine $(AS_INSTALLED) -m pytest -rs tests/podman
 
-fuzz: venv ## random and mutated input for SECONDS (60) each
-	FUZZ_SECONDS=$(SECONDS) $(PYTEST) --timeout=0 tests/fuzz
+fuzz: compiled ## random and mutated input for SECONDS (60) each
+	FUZZ_SECONDS=$(SECONDS) $(AS_INSTALLED) -m pytest -rs --timeout=0 tests/fuzz
 
-bench: packages venv ## netd beside slirp4netns and pasta: bench/RESULTS.md (QUICK=1: the short one)
+bench: packages compiled ## netd beside slirp4netns and pasta: bench/RESULTS.md (QUICK=1: the short one)
 	$(PYTHON) bench/run.py
 
-soak: packages venv ## GB (10) gigabytes each way, md5 at both ends, with LOSS ("0 1 5") percent of the frames lost
+soak: packages compiled ## GB (10) gigabytes each way, md5 at both ends, with LOSS ("0 1 5") percent of the frames lost
 	GB="$(GB)" LOSS="$(LOSS)" MTU="$(MTU)" $(PYTHON) bench/soak.py
 
-profile: packages venv ## where netd's CPU time goes under load
+profile: packages compiled ## where netd's CPU time goes under load
 	$(PYTHON) bench/profile.py
+
+compiled: venv ## build/compiled: netd as an installation has it, its packet path as machine code
+	@tests/machine/compiled
 
 venv: ## .venv, with netd and what its tests need
 	@tests/machine/venv
@@ -61,7 +65,8 @@ packages: ## the Debian packages that tests, demo and bench need
 
 install: ## for yourself, under PREFIX (~/.local): the daemon, the shim, the units
 	/usr/bin/python3 -m venv --clear "$(PREFIX)/lib/netd"
-	"$(PREFIX)/lib/netd/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	NETD_COMPILE=$$(tests/machine/compiled --can /usr/bin/python3) PIP_CONSTRAINT=constraints.txt \
+		"$(PREFIX)/lib/netd/bin/python" -m pip install --quiet --disable-pip-version-check .
 	install -d "$(PREFIX)/bin" "$(PREFIX)/libexec/netd" "$(UNITS)"
 	ln -sf ../lib/netd/bin/netd "$(PREFIX)/bin/netd"
 	cp -R -P plugin/* "$(PREFIX)/libexec/netd/"

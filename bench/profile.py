@@ -28,7 +28,7 @@ from bench import load, procs  # noqa: E402
 from bench.programs import Attachment, Netd  # noqa: E402
 from bench.rows import Table, Visit  # noqa: E402
 from bench.sampled import BEGIN, END  # noqa: E402
-from bench.world import HOST, OUTSIDE, BenchError, World, enter, inside, until  # noqa: E402
+from bench.world import HOST, OUTSIDE, BenchError, World, compiled, enter, inside, until  # noqa: E402
 
 TOP = 25
 
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
     if not inside():
         return enter(Path(__file__).resolve(), list(argv))
     failed = 0
-    with World() as world:
+    with World(compiled() if options.how == "perf" else None) as world:  # the others look at Python
         for name in options.loads or LOADS:
             try:
                 one(world, options, name)

@@ -187,7 +187,8 @@ class Netd(Program):
     def version(self) -> str:
         for line in (ROOT / "pyproject.toml").read_text().splitlines():
             if line.startswith("version"):
-                return "netd " + line.split('"')[1]
+                how = "as Python" if self.world.site == ROOT else "its packet path compiled"
+                return f"netd {line.split(chr(34))[1]}, {how}"
         return "unknown"
 
     def environment(self) -> dict[str, str]:

@@ -35,7 +35,7 @@ from bench import (  # noqa: E402
 )
 from bench.programs import Program, installed  # noqa: E402
 from bench.rows import Block, Table, TimeLimit, Visit  # noqa: E402
-from bench.world import OUTSIDE, BenchError, World, enter, inside  # noqa: E402
+from bench.world import OUTSIDE, BenchError, World, compiled, enter, inside  # noqa: E402
 
 BLOCKS: tuple[Block, ...] = (
     *measure_bulk.BLOCKS,
@@ -56,6 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "0") not in ("", "0"))
     parser.add_argument("--rows", metavar="BLOCK,…", default="", help=f"only these: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every block")
+    parser.add_argument("--python", action="store_true", help="netd as Python, not compiled")
     parser.add_argument("--netd-only", action="store_true", help="without the peers")
     parser.add_argument("--peers-only", action="store_true", help="without netd")
     parser.add_argument("--peer", action="append", default=[], metavar="PATH", help="a slirp4netns or pasta to use")
@@ -142,7 +143,12 @@ def main(argv: Sequence[str]) -> int:
     if not inside():
         return enter(Path(__file__).resolve(), list(argv))
     table = Table()
-    with World() as world:
+    try:
+        site = None if options.python else compiled()
+    except BenchError as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    with World(site) as world:
         try:
             programs, missing = installed(world, options.peer, options.netd_only)
         except BenchError as e:

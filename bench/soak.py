@@ -24,7 +24,7 @@ sys.path[0] = str(ROOT)  # not this directory: its profile.py would hide the sta
 from bench.load import HOLD as PORT  # noqa: E402
 from bench.programs import Attachment, Netd  # noqa: E402
 from bench.rows import Table, Visit  # noqa: E402
-from bench.world import OUTSIDE, OUTSIDE6, PYTHON, BenchError, Place, World, as_user, enter, inside, until  # noqa: E402
+from bench.world import OUTSIDE, OUTSIDE6, PYTHON, BenchError, Place, World, as_user, compiled, enter, inside, until  # noqa: E402
 
 COUNTERS = ("tcp_retransmits", "tcp_timeouts", "tcp_held", "tcp_acks_repeated", "drop_link", "drop_tcp_out_of_order")
 SLOWEST = 5e6  # bytes/s: what takes longer than at this rate is ended
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
     options = arguments(argv)
     if not inside():
         return enter(Path(__file__).resolve(), list(argv))
-    with World() as world:
+    with World(compiled()) as world:
         visit = Visit(world, Netd(world), Table(), False)
         with visit.started(), visit.attached(options.mtu, ipv6=options.ipv6) as network:
             if options.capture:

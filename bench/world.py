@@ -55,6 +55,17 @@ class BenchError(Exception):
     """A measurement, or a program under test, that did not work; the message goes into the table."""
 
 
+def compiled() -> Path | None:
+    """The directory with netd as an installation has it; None where there is none. BenchError: of other sources."""
+    site = next(ROOT.glob("build/compiled/lib/python*/site-packages"), None)
+    if site is not None:
+        for source in ROOT.glob("netd/**/*.py"):
+            copy = site / source.relative_to(ROOT)
+            if not copy.exists() or copy.read_bytes() != source.read_bytes():
+                raise BenchError(f"{source.relative_to(ROOT)} has changed since netd was compiled: make compiled")
+    return site
+
+
 def enter(script: Path, argv: list[str]) -> int:
     """Run ``script`` again in namespaces of its own; returns its exit status. Needs root."""
     if os.geteuid() != 0:
@@ -201,9 +212,13 @@ class Guest(Place):
 
 
 class World:
-    """H, O and what is started in them. Use it as a context manager, inside ``enter``."""
+    """H, O and what is started in them. Use it as a context manager, inside ``enter``.
 
-    def __init__(self) -> None:
+    ``site``: the directory that netd is taken from.
+    """
+
+    def __init__(self, site: Path | None = None) -> None:
+        self.site = site or ROOT
         self.scratch = Path(os.environ[SCRATCH])
         self.tree = self.scratch / "tree"  # a copy of what is measured: edits meanwhile do not reach it
         self.venv = self.scratch / "venv"
@@ -232,8 +247,11 @@ class World:
         self.venv.mkdir()
         if sys.prefix != sys.base_prefix:
             run(["mount", "--bind", sys.prefix, str(self.venv)])
-        for part in ("netd", "plugin", "bench"):
-            shutil.copytree(ROOT / part, self.tree / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in (self.site / "netd", ROOT / "plugin", ROOT / "bench"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(part, self.tree / part.name, symlinks=True, ignore=ignored)
+        for library in self.site.glob("netd__mypyc*.so"):
+            shutil.copy(library, self.tree)
         # As an installation has it: USER could not write the bytecode, and compiling costs time and memory.
         run([sys.executable, "-m", "compileall", "-q", str(self.tree / "netd")], 60)
         node = self.scratch / "tun"  # rootless users may open it on any usual machine; here it may be 0600

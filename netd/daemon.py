@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,7 @@ class Daemon:
         self.networks: dict[str, Network] = {}
         self.observers: list[Observer] = []
         self.started = time.time()
+        self.compiled = not str(sys.modules[Network.__module__].__file__).endswith(".py")  # setup.py
         self._store = Store(notifier or Notifier(), self.networks)
         self._agent = Agent()
         self._host = Host(self._agent.host_view)

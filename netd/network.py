@@ -15,6 +15,7 @@ import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from typing import Final
 
 from netd.blueprint import addressing_of, gateway_of, source_of
 from netd.errors import PortInUse
@@ -35,10 +36,10 @@ from netd.stack.interface import Interface
 from netd.stack.limits import Limits
 
 clock = time.monotonic
-NETNS = "netns"  # the key in ``held`` of the namespace itself
-PCAP = "pcap"  # the key in ``held`` of a file that frames are recorded in
-PORT = "port-"  # how the key of a published port's listeners begins, in the store
-_TICK = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
+NETNS: Final = "netns"  # the key in ``held`` of the namespace itself
+PCAP: Final = "pcap"  # the key in ``held`` of a file that frames are recorded in
+PORT: Final = "port-"  # how the key of a published port's listeners begins, in the store
+_TICK: Final = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
 class Network:

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from typing import Final
 
-STAY = 50e-6  # how long to poll on after an event
-NEAR = 200e-6  # events this close together make it worthwhile
-CREDIT = 8  # so many more near events than far ones are remembered
+STAY: Final = 50e-6  # how long to poll on after an event
+NEAR: Final = 200e-6  # events this close together make it worthwhile
+CREDIT: Final = 8  # so many more near events than far ones are remembered
 
-ALONE = 200e-6
-SHARED = 20e-6
-MEMORY = 0.1  # how long another network's event counts
+ALONE: Final = 200e-6
+SHARED: Final = 20e-6
+MEMORY: Final = 0.1  # how long another network's event counts
 
 
 class Pace:

@@ -111,6 +111,7 @@ class Daemon:
         self.networks: dict[str, Network] = {}
         self.observers: list[Callable[[str, Network], None]] = []
         self.started = time.time()
+        self.compiled = False
         self.fails: BaseException | None = None  # raised by the next attach, fds closed
         self.gate: asyncio.Event | None = None  # an attach waits for it
         self.changes: list[str] = []  # what would be written to the service manager's store

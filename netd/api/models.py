@@ -387,6 +387,7 @@ class Info(_Reply):
     pid: int
     uid: int
     python: str
+    compiled: bool = Field(description="the packet path runs as machine code, not as Python")
     event_loop: str
     kernel: str
     runtime_dir: str

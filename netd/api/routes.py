@@ -90,6 +90,7 @@ async def info(daemon: Daemon, request: web.Request) -> web.Response:
             pid=os.getpid(),
             uid=os.geteuid(),
             python=platform.python_version(),
+            compiled=daemon.compiled,
             event_loop="uvloop" if loop.__module__.startswith("uvloop") else "asyncio",
             kernel=os.uname().release,
             runtime_dir=str(daemon.settings.runtime_dir),

@@ -7,17 +7,18 @@ import os
 import stat
 from struct import Struct
 from time import time_ns
+from typing import Final
 
 from netd.link.mirror import Link, Mirror
 from netd.link.tap import FRAME_MAX, Buffer
 
 log = logging.getLogger(__name__)
 
-FILE_HEADER = Struct("=IHHiIII")  # magic major minor zone accuracy snaplen linktype
-RECORD_HEADER = Struct("=IIII")  # seconds microseconds captured length
-MAGIC = 0xA1B2C3D4  # microseconds; in the writer's byte order, which the reader learns from it
-LINKTYPE_ETHERNET = 1
-SNAPLEN = FRAME_MAX  # also of a super-frame all is kept
+FILE_HEADER: Final = Struct("=IHHiIII")  # magic major minor zone accuracy snaplen linktype
+RECORD_HEADER: Final = Struct("=IIII")  # seconds microseconds captured length
+MAGIC: Final = 0xA1B2C3D4  # microseconds; in the writer's byte order, which the reader learns from it
+LINKTYPE_ETHERNET: Final = 1
+SNAPLEN: Final = FRAME_MAX  # also of a super-frame all is kept
 
 
 class Pcap:

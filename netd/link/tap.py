@@ -7,22 +7,23 @@ import fcntl
 import os
 from collections.abc import Callable
 from time import monotonic
+from typing import Final
 
 from netd.wire import vnet_hdr
 
-FRAME_MAX = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
-BATCH = 64  # frames per wake-up at most
+FRAME_MAX: Final = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
+BATCH: Final = 64  # frames per wake-up at most
 
 Buffer = bytes | bytearray | memoryview
 
-_unpack = vnet_hdr.HEADER.unpack_from
+_unpack: Final = vnet_hdr.HEADER.unpack_from
 
 # One batch runs at a time in a process, and no view of it outlives its call: all networks share the buffer.
 _buffer = bytearray(vnet_hdr.SIZE + FRAME_MAX)
 _view = memoryview(_buffer)
 
 
-_TUNGETIFF = 0x800454D2  # linux/if_tun.h
+_TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 
 
 def is_attached(fd: int) -> bool:

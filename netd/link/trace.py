@@ -5,15 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Final
 
 from netd.link.mirror import Link, Mirror
 from netd.link.tap import Buffer
 from netd.wire import arp, ethernet, icmpv4, icmpv6, ipv4, ipv6, tcp, udp
 
-_HEAD = 160  # bytes looked at: Ethernet, IPv6 and some extension headers, TCP without its options
-_FLAGS = ((tcp.SYN, "SYN"), (tcp.FIN, "FIN"), (tcp.RST, "RST"), (tcp.PSH, "PSH"), (tcp.ACK, "ACK"), (tcp.URG, "URG"))
-_ICMPV4 = {icmpv4.ECHO_REQUEST: "echo request", icmpv4.ECHO_REPLY: "echo reply"}
-_ICMPV6 = {
+_HEAD: Final = 160  # bytes looked at: Ethernet, IPv6 and some extension headers, TCP without its options
+_FLAGS: Final = (
+    (tcp.SYN, "SYN"),
+    (tcp.FIN, "FIN"),
+    (tcp.RST, "RST"),
+    (tcp.PSH, "PSH"),
+    (tcp.ACK, "ACK"),
+    (tcp.URG, "URG"),
+)
+_ICMPV4: Final = {icmpv4.ECHO_REQUEST: "echo request", icmpv4.ECHO_REPLY: "echo reply"}
+_ICMPV6: Final = {
     icmpv6.ECHO_REQUEST: "echo request",
     icmpv6.ECHO_REPLY: "echo reply",
     icmpv6.ROUTER_SOLICITATION: "router solicitation",

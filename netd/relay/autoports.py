@@ -17,7 +17,7 @@ import heapq
 import logging
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from netd.errors import NetdError
 from netd.relay.sockaddr import is_loopback
@@ -25,12 +25,12 @@ from netd.relay.sockdiag import Listening
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 1.0  # seconds
-ATTEMPTS = 256  # ports published per scan; the others have to wait for the next one
-TOLD_MAX = 64  # ports that could not be published and were complained about
+PERIOD: Final = 1.0  # seconds
+ATTEMPTS: Final = 256  # ports published per scan; the others have to wait for the next one
+TOLD_MAX: Final = 64  # ports that could not be published and were complained about
 
-_LO = 1  # every namespace's lo (LOOPBACK_IFINDEX, net/flow.h)
-_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
+_LO: Final = 1  # every namespace's lo (LOOPBACK_IFINDEX, net/flow.h)
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 
 
 class AutoRule(NamedTuple):

@@ -15,7 +15,7 @@ import struct
 import sys
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.relay.sockaddr import family_of, packed
 from netd.relay.source import Source
@@ -25,10 +25,11 @@ from netd.stack.flow import UdpFlow
 if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
-BUSY = 8  # datagrams of one wake-up
-IP_RECVTOS, IPV6_RECVTCLASS = 13, 66  # linux/in.h, linux/in6.h
-_INT = struct.Struct("=i")
-_SPACE = 2 * socket.CMSG_SPACE(_INT.size)
+BUSY: Final = 8  # datagrams of one wake-up
+IP_RECVTOS: Final = 13  # linux/in.h, linux/in6.h
+IPV6_RECVTCLASS: Final = 66
+_INT: Final = struct.Struct("=i")
+_SPACE: Final = 2 * socket.CMSG_SPACE(_INT.size)
 
 
 class Datagrams(UdpSocket):

@@ -6,6 +6,7 @@ import errno
 import socket
 import struct
 from asyncio import AbstractEventLoop
+from typing import Final
 
 from netd.relay import hops as hops_
 from netd.relay.errqueue import local_error, read_error, watch
@@ -15,9 +16,9 @@ from netd.stack.flow import EchoFlow
 from netd.stack.ports import Buffer
 from netd.wire import icmpv4, icmpv6
 
-BATCH = 16  # replies per wake-up
-ERRORS = 16
-_ECHO = struct.Struct("!BBHHH")  # type code checksum id sequence; the kernel fills in checksum and id
+BATCH: Final = 16  # replies per wake-up
+ERRORS: Final = 16
+_ECHO: Final = struct.Struct("!BBHHH")  # type code checksum id sequence; the kernel fills in checksum and id
 
 
 class Echo:

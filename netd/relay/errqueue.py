@@ -9,20 +9,22 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from typing import Final
 
 from netd.relay.sockaddr import Sockaddr, is_loopback
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, PORT_UNREACHABLE, HostError
 from netd.wire import icmpv4, icmpv6
 
 # linux/in.h, linux/in6.h
-IP_RECVERR = 11
-IPV6_RECVERR = 25
+IP_RECVERR: Final = 11
+IPV6_RECVERR: Final = 25
 
 # struct sock_extended_err, linux/errqueue.h: errno origin type code pad info data; behind it the offender's sockaddr.
-_EXTENDED_ERR = struct.Struct("=IBBBBII")
-_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
-_FAMILY = struct.Struct("=H")
-_CODES6 = {  # RFC 4443 §3.1
+_EXTENDED_ERR: Final = struct.Struct("=IBBBBII")
+_ORIGIN_ICMP: Final = 2
+_ORIGIN_ICMP6: Final = 3
+_FAMILY: Final = struct.Struct("=H")
+_CODES6: Final = {  # RFC 4443 §3.1
     NET_UNREACHABLE: icmpv6.NO_ROUTE,
     ADMIN_PROHIBITED: icmpv6.ADMIN_PROHIBITED,
     HOST_UNREACHABLE: icmpv6.ADDRESS_UNREACHABLE,
@@ -30,7 +32,7 @@ _CODES6 = {  # RFC 4443 §3.1
 }
 
 # An errno as an ICMPv4 unreachable code.
-REASONS = {
+REASONS: Final = {
     errno.ECONNREFUSED: PORT_UNREACHABLE,
     errno.EHOSTUNREACH: HOST_UNREACHABLE,
     errno.EHOSTDOWN: HOST_UNREACHABLE,

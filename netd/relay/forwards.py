@@ -11,7 +11,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from netd.stack.tcp.table import TcpTable
     from netd.stack.udp import UdpTable
 
-MAX_PORTS = 4096  # published ports per network; each is one listening socket or, for all addresses, two
-MAX_BEST_EFFORT = 65535  # and further ones of forwards that do without the ports they cannot get
-ACCEPTS = 32  # connections taken per wake-up, if they fit a turn
+MAX_PORTS: Final = 4096  # published ports per network; each is one listening socket or, for all addresses, two
+MAX_BEST_EFFORT: Final = 65535  # and further ones of forwards that do without the ports they cannot get
+ACCEPTS: Final = 32  # connections taken per wake-up, if they fit a turn
 
 
 class Forward:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
-UNSET = -1
+UNSET: Final = -1
 
 
 def carry(sock: socket.socket, before: int, hops: int) -> int:

@@ -13,17 +13,17 @@ from asyncio import AbstractEventLoop, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from netd.relay.sockaddr import Sockaddr, sockaddr
 from netd.relay.splice import Splice, Splices, reset
 from netd.relay.udp_relay import Control, UdpClients
 
-READY = 8  # sockets of a kind; more are asked for when it is fewer than half of them
-READY_MAX = 128  # and so many where that was not enough, again and again
-WAITING_MAX = 256  # connections
-DATAGRAMS_MAX = 64  # that wait
-PATIENCE = 5.0  # seconds; and who did not ask for so long is content with READY again
+READY: Final = 8  # sockets of a kind; more are asked for when it is fewer than half of them
+READY_MAX: Final = 128  # and so many where that was not enough, again and again
+WAITING_MAX: Final = 256  # connections
+DATAGRAMS_MAX: Final = 64  # that wait
+PATIENCE: Final = 5.0  # seconds; and who did not ask for so long is content with READY again
 
 Buffer = bytes | memoryview
 Refill = Callable[[int, str, int], None]  # family (4, 6), protocol, how many: ``supply`` is called later, or at once

@@ -6,14 +6,16 @@ import errno
 import resource
 import socket
 import time
+from typing import Final
 
 from netd.errors import AddressUnavailable, InvalidSpec, LimitReached, NetdError, PortInUse, PortPrivileged
 from netd.relay.sockaddr import Sockaddr, is_literal, resolve
 from netd.specs import ForwardSpec
 
-BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
-_IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
-_ATTEMPTS = 32  # to find a port that is free in both families, where the kernel chooses
+BACKLOG: Final = 4096  # the kernel caps it at net.core.somaxconn
+_IP_FREEBIND: Final = 15  # linux/in.h, linux/in6.h
+_IPV6_FREEBIND: Final = 78
+_ATTEMPTS: Final = 32  # to find a port that is free in both families, where the kernel chooses
 
 Kept = dict[tuple[int, int], socket.socket]  # by family and port
 
@@ -160,7 +162,7 @@ def _refusal(e: OSError, what: str, wanted: str, port: int, elsewhere: bool) -> 
 # UDP addresses given up a moment ago, in order of time. The service manager holds a duplicate of each socket until it
 # has read the message that says so, and nothing but its close unbinds a UDP socket.
 _released: dict[Sockaddr, float] = {}
-_RELEASE_SECONDS = 5.0
+_RELEASE_SECONDS: Final = 5.0
 
 
 def release(sock: socket.socket) -> None:

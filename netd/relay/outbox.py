@@ -9,14 +9,14 @@ for longer than the batch lasts: ``flush`` is called at the end of each.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from netd.stack.flow import UdpFlow
 from netd.stack.ports import Buffer
 
-BYTES_MAX = 65507  # of one system call: the largest UDP payload of IPv4
-SEGMENTS_MAX = 64  # UDP_MAX_SEGMENTS, linux/udp.h
-SIZE_MAX = BYTES_MAX // 2  # of a datagram that another one could join
+BYTES_MAX: Final = 65507  # of one system call: the largest UDP payload of IPv4
+SEGMENTS_MAX: Final = 64  # UDP_MAX_SEGMENTS, linux/udp.h
+SIZE_MAX: Final = BYTES_MAX // 2  # of a datagram that another one could join
 
 
 class Transmitter(Protocol):

@@ -11,6 +11,7 @@ import socket
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from netd.relay.sockaddr import Sockaddr, family_of, packed
 from netd.relay.splice import Splice, Splices, reset
@@ -18,9 +19,9 @@ from netd.relay.stream import prepare
 from netd.relay.udp_relay import UdpClients, UdpEntrance
 from netd.specs import LoopbackPort
 
-ACCEPTS = 32  # connections taken per wake-up
-PAUSE = 0.1  # seconds, where there is no descriptor for one more
-_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+ACCEPTS: Final = 32  # connections taken per wake-up
+PAUSE: Final = 0.1  # seconds, where there is no descriptor for one more
+_NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _Port:

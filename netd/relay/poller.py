@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import select
 from asyncio import AbstractEventLoop
-from typing import Protocol
+from typing import Final, Protocol
 
-READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
-END = select.EPOLLRDHUP  # no more than what is there will come
-EVENTS = 8  # taken at once: then it is another network's turn
+READ: Final = select.EPOLLIN | select.EPOLLRDHUP
+WRITE: Final = select.EPOLLOUT
+END: Final = select.EPOLLRDHUP  # no more than what is there will come
+EVENTS: Final = 8  # taken at once: then it is another network's turn
 
 
 class Owner(Protocol):

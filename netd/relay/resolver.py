@@ -14,14 +14,14 @@ import socket
 import stat
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from netd.relay.sockaddr import resolve
 from netd.relay.source import ANYWHERE, Source
 from netd.wire import dns
 
-RESOLV_CONF_SECONDS = 1.0  # how often the file is looked at, at most
-_MAX_RESOLV_CONF = 64 << 10
+RESOLV_CONF_SECONDS: Final = 1.0  # how often the file is looked at, at most
+_MAX_RESOLV_CONF: Final = 64 << 10
 
 
 class Transaction(Protocol):

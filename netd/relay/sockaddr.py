@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
 Sockaddr = tuple[str, int] | tuple[str, int, int, int]
 
-_LOOPBACK6 = bytes(15) + b"\x01"
-_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
+_LOOPBACK6: Final = bytes(15) + b"\x01"
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 
 
 def family_of(ip: bytes) -> socket.AddressFamily:

@@ -12,36 +12,40 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-NETLINK_SOCK_DIAG = 4  # linux/netlink.h
-SOCKETS_MAX = 16384  # of one dump; a namespace that has more is not looked at
-_MESSAGES_MAX = 1024  # of the kernel and of forgers together; one of the kernel's has some 300 sockets
-_SIZE = 1 << 16  # the kernel fills at most 32 KiB at a time (netlink_dump)
+NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
+SOCKETS_MAX: Final = 16384  # of one dump; a namespace that has more is not looked at
+_MESSAGES_MAX: Final = 1024  # of the kernel and of forgers together; one of the kernel's has some 300 sockets
+_SIZE: Final = 1 << 16  # the kernel fills at most 32 KiB at a time (netlink_dump)
 
 # linux/netlink.h
-_NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x10, 0x300
-_ERROR = struct.Struct("=i")
+_NLMSGHDR: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_DUMP_INTR: Final = 0x10
+_NLM_F_DUMP: Final = 0x300
+_ERROR: Final = struct.Struct("=i")
 
 # linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
-_SOCK_DIAG_BY_FAMILY = 20
-_INET_DIAG_REQ_V2 = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states, a sockid of zeros: any
-_TCP_CLOSE, _TCP_LISTEN = 7, 10  # the former is also what an unconnected UDP socket is in
-_QUESTIONS = tuple(
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_INET_DIAG_REQ_V2: Final = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states, a sockid of zeros: any
+_TCP_CLOSE: Final = 7  # the former is also what an unconnected UDP socket is in
+_TCP_LISTEN: Final = 10
+_QUESTIONS: Final = tuple(
     (family, protocol, 1 << state)
     for family in (socket.AF_INET, socket.AF_INET6)
     for protocol, state in ((socket.IPPROTO_TCP, _TCP_LISTEN), (socket.IPPROTO_UDP, _TCP_CLOSE))
 )
 # Of struct inet_diag_msg: family, state, timer, retrans, then of struct inet_diag_sockid source port, destination port,
 # source, destination, interface.
-_ID = struct.Struct("=B3x2s2x16s16xI")
-_ATTRIBUTES = 72  # behind the whole of it
-_RTATTR = struct.Struct("=HH")
-_INET_DIAG_SKV6ONLY = 11
+_ID: Final = struct.Struct("=B3x2s2x16s16xI")
+_ATTRIBUTES: Final = 72  # behind the whole of it
+_RTATTR: Final = struct.Struct("=HH")
+_INET_DIAG_SKV6ONLY: Final = 11
 
-_PASSING = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)  # try again
+_PASSING: Final = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)  # try again
 
 
 class Listening(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from typing import Final
 
 from netd.relay.sockaddr import Sockaddr, sockaddr
 
-IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: leave the port to connect
+IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h: leave the port to connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +51,4 @@ class Source:
         return sockaddr(ip, port)
 
 
-ANYWHERE = Source()
+ANYWHERE: Final = Source()

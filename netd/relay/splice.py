@@ -21,23 +21,24 @@ import struct
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.stream import Pace, prepare
 
-CONNECTIONS_MAX = 4096  # of a network
-PIPE_SIZE = 256 << 10  # an unprivileged user's pipes may have 64 MiB together (pipe(7), pipe-user-pages-soft)
-HELD_MAX = 32 << 20  # bytes kept of all connections of a network; behind that they move in
-SMALL = 4096  # pieces of
-_EVENTS = 64  # per wake-up
-_LAST_PIECES = 16  # of what the one side said before it was reset
+CONNECTIONS_MAX: Final = 4096  # of a network
+PIPE_SIZE: Final = 256 << 10  # an unprivileged user's pipes may have 64 MiB together (pipe(7), pipe-user-pages-soft)
+HELD_MAX: Final = 32 << 20  # bytes kept of all connections of a network; behind that they move in
+SMALL: Final = 4096  # pieces of
+_EVENTS: Final = 64  # per wake-up
+_LAST_PIECES: Final = 16  # of what the one side said before it was reset
 
-_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-_READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
+_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_WATCHED: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
 
 class _Side:

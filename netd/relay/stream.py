@@ -10,21 +10,21 @@ import socket
 import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from netd.relay.poller import END, READ, WRITE, Poller
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-KEEPALIVE_SECONDS = 7200
-TRY_SECONDS = 2.0  # for one address to connect, where there is another one to try
+KEEPALIVE_SECONDS: Final = 7200
+TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
-_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
+_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 # A connect's failure as what the guest is told.
-_REFUSALS = {
+_REFUSALS: Final = {
     errno.EHOSTUNREACH: HOST_UNREACHABLE,
     errno.ETIMEDOUT: HOST_UNREACHABLE,
     errno.EHOSTDOWN: HOST_UNREACHABLE,

@@ -11,7 +11,7 @@ import socket
 import struct
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.udp_socket import BATCH, BATCH_BYTES, SOL_UDP, UDP_GRO, UdpSocket, buffers, view
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
 # linux/in.h, linux/in6.h
-IP_PKTINFO = 8
-IPV6_RECVPKTINFO, IPV6_PKTINFO = 49, 50
-_IN_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
-_IN6_PKTINFO = struct.Struct("=16si")  # struct in6_pktinfo: local address, ifindex
-_INT = struct.Struct("=i")
-_SPACE = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(_INT.size)
+IP_PKTINFO: Final = 8
+IPV6_RECVPKTINFO: Final = 49
+IPV6_PKTINFO: Final = 50
+_IN_PKTINFO: Final = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
+_IN6_PKTINFO: Final = struct.Struct("=16si")  # struct in6_pktinfo: local address, ifindex
+_INT: Final = struct.Struct("=i")
+_SPACE: Final = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(_INT.size)
 
 
 class UdpListener(UdpSocket):

@@ -12,19 +12,19 @@ import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.udp_listener import IP_PKTINFO, IPV6_PKTINFO, IPV6_RECVPKTINFO
 from netd.relay.udp_socket import BATCH, BATCH_BYTES, buffer, buffers, view
 
-IDLE = 180.0
-CLIENTS_MAX = 1024  # of a network
-_TICK = 1.0  # seconds by which an end may be late
+IDLE: Final = 180.0
+CLIENTS_MAX: Final = 1024  # of a network
+_TICK: Final = 1.0  # seconds by which an end may be late
 
-_IN_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
-_IN6_PKTINFO = struct.Struct("=16si")  # struct in6_pktinfo: local address, ifindex
-_SPACE = socket.CMSG_SPACE(_IN6_PKTINFO.size)
+_IN_PKTINFO: Final = struct.Struct("=i4s4s")  # struct in_pktinfo: ifindex, local address, header's destination
+_IN6_PKTINFO: Final = struct.Struct("=16si")  # struct in6_pktinfo: local address, ifindex
+_SPACE: Final = socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 Control = tuple[tuple[int, int, bytes], ...]
 

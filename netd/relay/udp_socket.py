@@ -12,7 +12,7 @@ import struct
 from abc import ABC, abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.relay import hops as hops_
 from netd.relay.errqueue import local_error, read_error, watch
@@ -24,21 +24,21 @@ from netd.stack.ports import Buffer
 if TYPE_CHECKING:
     from netd.stack.udp import UdpTable
 
-BATCH = 32  # datagrams per wake-up,
-BATCH_BYTES = 384 << 10  # and bytes, so that no socket starves another
-ERRORS = 64  # entries of the error queue per wake-up
-_SO_BUFFER = 1 << 20
-_PAUSE = 1024  # datagrams sent one by one before larger ones are gathered again
+BATCH: Final = 32  # datagrams per wake-up,
+BATCH_BYTES: Final = 384 << 10  # and bytes, so that no socket starves another
+ERRORS: Final = 64  # entries of the error queue per wake-up
+_SO_BUFFER: Final = 1 << 20
+_PAUSE: Final = 1024  # datagrams sent one by one before larger ones are gathered again
 
 # linux/udp.h; their level is the protocol's number
-SOL_UDP = 17
-UDP_SEGMENT = 103
-UDP_GRO = 104
-_U16 = struct.Struct("=H")
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103
+UDP_GRO: Final = 104
+_U16: Final = struct.Struct("=H")
 
 # The path's MTU is too small for the segments, the device cannot sum, or there is no UDP_SEGMENT (udp_send_skb).
-_NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP)
-_BUSY = (errno.EAGAIN, errno.ENOBUFS)
+_NO_SEGMENTS: Final = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP)
+_BUSY: Final = (errno.EAGAIN, errno.ENOBUFS)
 
 # One datagram comes in at a time in a process: all sockets share the buffer.
 buffer = bytearray(65535)

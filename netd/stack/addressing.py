@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from netd.wire import ipv6
 from netd.wire.ethernet import BROADCAST
 
-LOOPBACK = b"\x7f\x00\x00\x01"
+LOOPBACK: Final = b"\x7f\x00\x00\x01"
 
 
 @dataclass(frozen=True, slots=True)

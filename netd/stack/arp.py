@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing
 from netd.stack.neighbor import Neighbors
 from netd.wire import arp, ethernet
 
-_PROBE = bytes(4)
+_PROBE: Final = bytes(4)
 
 
 def answer(addressing: Addressing, neighbors: Neighbors, packet: memoryview) -> bytes | None:

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+_NAMES: Final = (
+    "dhcp_answered",
+    "dns_dropped",
+    "dns_failed",
+    "dns_queries",
+    "drop_arp",
+    "drop_bad_checksum",
+    "drop_bad_header",
+    "drop_dhcp",
+    "drop_echo_limit",
+    "drop_echo_refused",
+    "drop_ethertype",
+    "drop_fragment",
+    "drop_group",
+    "drop_icmp",
+    "drop_link",
+    "drop_martian",
+    "drop_ndp",
+    "drop_not_served",
+    "drop_protocol",
+    "drop_short",
+    "drop_tcp_memory",
+    "drop_tcp_out_of_order",
+    "drop_tcp_out_of_window",
+    "drop_tcp_stray",
+    "drop_too_big",
+    "drop_udp_host",
+    "reassembled",
+    "rx_bytes",
+    "rx_frames",
+    "tcp_acks_repeated",
+    "tcp_evicted",
+    "tcp_held",
+    "tcp_opened",
+    "tcp_refused",
+    "tcp_refused_limit",
+    "tcp_resets_from_guest",
+    "tcp_resets_to_guest",
+    "tcp_retransmits",
+    "tcp_timeouts",
+    "tx_bytes",
+    "tx_frames",
+    "udp_evicted",
+    "udp_opened",
+)
+
 
 class Counters:
     """Plain integers, incremented in place by the rooms of the packet path. rx is from the guest, tx to the guest."""
 
-    __slots__ = (
-        "dhcp_answered",
-        "dns_dropped",
-        "dns_failed",
-        "dns_queries",
-        "drop_arp",
-        "drop_bad_checksum",
-        "drop_bad_header",
-        "drop_dhcp",
-        "drop_echo_limit",
-        "drop_echo_refused",
-        "drop_ethertype",
-        "drop_fragment",
-        "drop_group",
-        "drop_icmp",
-        "drop_link",
-        "drop_martian",
-        "drop_ndp",
-        "drop_not_served",
-        "drop_protocol",
-        "drop_short",
-        "drop_tcp_memory",
-        "drop_tcp_out_of_order",
-        "drop_tcp_out_of_window",
-        "drop_tcp_stray",
-        "drop_too_big",
-        "drop_udp_host",
-        "reassembled",
-        "rx_bytes",
-        "rx_frames",
-        "tcp_acks_repeated",
-        "tcp_evicted",
-        "tcp_held",
-        "tcp_opened",
-        "tcp_refused",
-        "tcp_refused_limit",
-        "tcp_resets_from_guest",
-        "tcp_resets_to_guest",
-        "tcp_retransmits",
-        "tcp_timeouts",
-        "tx_bytes",
-        "tx_frames",
-        "udp_evicted",
-        "udp_opened",
-    )
+    __slots__ = _NAMES
 
     dhcp_answered: int
     dns_dropped: int
@@ -97,12 +101,12 @@ class Counters:
     udp_opened: int
 
     def __init__(self) -> None:
-        for name in self.__slots__:
+        for name in _NAMES:
             setattr(self, name, 0)
 
     def as_dict(self) -> dict[str, int]:
         """All of them by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in _NAMES}
 
 
 class Memory:

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from struct import Struct
+from typing import Final
 
 from netd.wire import checksum, ethernet, ipv4, ipv6, tcp, udp, vnet_hdr
 
-TTL = 64  # as the host's own
+TTL: Final = 64  # as the host's own
 
-_AT_IP = vnet_hdr.SIZE + ethernet.SIZE
-_AT_L4 = _AT_IP + ipv4.SIZE
-_AT_L4_6 = _AT_IP + ipv6.SIZE
+_AT_IP: Final = vnet_hdr.SIZE + ethernet.SIZE
+_AT_L4: Final = _AT_IP + ipv4.SIZE
+_AT_L4_6: Final = _AT_IP + ipv6.SIZE
 
-_GSO = Struct("=BHH")  # gso_type hdr_len gso_size, at 1
+_GSO: Final = Struct("=BHH")  # gso_type hdr_len gso_size, at 1
 # From the length field on. IPv4: length id fragment ttl/protocol checksum, addresses and ports; IPv6: length next
 # header, hop limit, addresses and ports. Then TCP: seq ack offset/flags wnd checksum urg, or UDP: length checksum.
-_SEGMENT = Struct("!HHHHH12sIIHHHH")
-_SEGMENT6 = Struct("!HBB36sIIHHHH")
-_DATAGRAM = Struct("!HHHHH12sHH")
-_DATAGRAM6 = Struct("!HBB36sHH")
-_CLASS_FLOW = Struct("!I")
+_SEGMENT: Final = Struct("!HHHHH12sIIHHHH")
+_SEGMENT6: Final = Struct("!HBB36sIIHHHH")
+_DATAGRAM: Final = Struct("!HHHHH12sHH")
+_DATAGRAM6: Final = Struct("!HBB36sHH")
+_CLASS_FLOW: Final = Struct("!I")
 
-_TTL_TCP = TTL << 8 | ipv4.TCP
-_TTL_UDP = TTL << 8 | ipv4.UDP
+_TTL_TCP: Final = TTL << 8 | ipv4.TCP
+_TTL_UDP: Final = TTL << 8 | ipv4.UDP
 
 
 class Header:

@@ -8,6 +8,8 @@ poll(), poll_at()  the timers
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack import arp
 from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters
@@ -26,10 +28,10 @@ from netd.stack.udp import UdpTable
 from netd.wire import arp as wire_arp
 from netd.wire import ethernet, icmpv4, icmpv6, ipv4, ipv6, vnet_hdr
 
-_AT = ethernet.SIZE
-_IPV4_MIN = _AT + ipv4.SIZE
-_IPV6_MIN = _AT + ipv6.SIZE
-_ARP_MIN = _AT + wire_arp.SIZE
+_AT: Final = ethernet.SIZE
+_IPV4_MIN: Final = _AT + ipv4.SIZE
+_IPV6_MIN: Final = _AT + ipv6.SIZE
+_ARP_MIN: Final = _AT + wire_arp.SIZE
 
 
 class Interface:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing, is_group
 from netd.stack.counters import Counters
 from netd.stack.icmp import Icmp
@@ -11,10 +13,10 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, ipv4
 
-_unpack = ipv4.HEADER.unpack_from
-_AT = ethernet.SIZE
-_DHCP = b"\x00\x43"  # the server's port, 67
-_L4 = ethernet.SIZE + ipv4.SIZE
+_unpack: Final = ipv4.HEADER.unpack_from
+_AT: Final = ethernet.SIZE
+_DHCP: Final = b"\x00\x43"  # the server's port, 67
+_L4: Final = ethernet.SIZE + ipv4.SIZE
 
 
 class Ipv4:

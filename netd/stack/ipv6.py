@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing, is_group
 from netd.stack.counters import Counters
 from netd.stack.icmp import Icmp
@@ -13,11 +15,12 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, icmpv6, ipv6
 
-_unpack = ipv6.HEADER.unpack_from
-_AT = ethernet.SIZE
-_DHCP = b"\x02\x23"  # the server's port, 547
-_L4 = ethernet.SIZE + ipv6.SIZE
-_ERRONEOUS, _UNRECOGNIZED = 0, 1  # codes of a parameter problem, RFC 4443 §3.4
+_unpack: Final = ipv6.HEADER.unpack_from
+_AT: Final = ethernet.SIZE
+_DHCP: Final = b"\x02\x23"  # the server's port, 547
+_L4: Final = ethernet.SIZE + ipv6.SIZE
+_ERRONEOUS: Final = 0  # codes of a parameter problem, RFC 4443 §3.4
+_UNRECOGNIZED: Final = 1
 
 
 class Ipv6:

@@ -5,6 +5,8 @@ The prefix is advertised for ever (it is the network's own), the router for half
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing, is_link_local
 from netd.stack.counters import Counters
 from netd.stack.limits import Limits
@@ -13,10 +15,10 @@ from netd.stack.output import Output
 from netd.stack.timers import NEVER, Timers
 from netd.wire import icmpv6, ipv6, ndp
 
-INFINITE = 0xFFFFFFFF  # RFC 4861 §4.6.2
-ROUTER_LIFETIME = 1800  # seconds
-TYPES = frozenset(range(icmpv6.ROUTER_SOLICITATION, icmpv6.NEIGHBOR_ADVERTISEMENT + 1)) | {137}
-_TARGET_END = icmpv6.SIZE + 16
+INFINITE: Final = 0xFFFFFFFF  # RFC 4861 §4.6.2
+ROUTER_LIFETIME: Final = 1800  # seconds
+TYPES: Final = frozenset(range(icmpv6.ROUTER_SOLICITATION, icmpv6.NEIGHBOR_ADVERTISEMENT + 1)) | {137}
+_TARGET_END: Final = icmpv6.SIZE + 16
 
 
 class Ndp:
@@ -25,7 +27,8 @@ class Ndp:
     ``served``: else nothing is heard or said; ``router``: whether we advertise ourselves as one.
     """
 
-    served = router = True
+    served = True
+    router = True
 
     def __init__(
         self,

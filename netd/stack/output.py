@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing, is_remote
 from netd.stack.counters import Counters
 from netd.stack.headers import TTL
@@ -9,11 +11,11 @@ from netd.stack.neighbor import Neighbors
 from netd.stack.ports import HostError, Transmit
 from netd.wire import checksum, ethernet, icmpv4, icmpv6, ipv4, ipv6, udp, vnet_hdr
 
-PACKET_MAX = 65535
-ERROR_MAX = ipv6.MTU_MIN - ipv6.SIZE - icmpv6.SIZE  # how much an ICMPv6 error may quote, RFC 4443 §2.4
+PACKET_MAX: Final = 65535
+ERROR_MAX: Final = ipv6.MTU_MIN - ipv6.SIZE - icmpv6.SIZE  # how much an ICMPv6 error may quote, RFC 4443 §2.4
 
 # The reasons of ``policy`` and ``ports`` (ICMPv4 unreachable codes) in ICMPv6 (RFC 4443 §3.1).
-_CODES6 = {
+_CODES6: Final = {
     icmpv4.NET_UNREACHABLE: icmpv6.NO_ROUTE,
     icmpv4.HOST_UNREACHABLE: icmpv6.ADDRESS_UNREACHABLE,
     icmpv4.PORT_UNREACHABLE: icmpv6.PORT_UNREACHABLE,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from netd.stack.addressing import LOOPBACK, Addressing, is_remote
 from netd.wire import dns, icmpv4, ipv6
 
-DIRECT = 0  # to that address and port, unchanged
-RESOLVER = 1  # the host's name servers
-DROP = 2  # silently, counted
-REFUSE = 3  # answered with ICMP destination unreachable, ``reason``
+DIRECT: Final = 0  # to that address and port, unchanged
+RESOLVER: Final = 1  # the host's name servers
+DROP: Final = 2  # silently, counted
+REFUSE: Final = 3  # answered with ICMP destination unreachable, ``reason``
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,13 @@ class Target:
     port: int = dns.PORT  # of RESOLVER
 
 
-_RESOLVER = Target(RESOLVER)
-_DROP = Target(DROP)
-_SECURE_RESOLVER = Target(RESOLVER, port=dns.PORT_TLS)
-_HOST_LOOPBACK = Target(DIRECT, LOOPBACK)
-_HOST_LOOPBACK6 = Target(DIRECT, ipv6.LOOPBACK)
-_NET_UNREACHABLE = Target(REFUSE, reason=icmpv4.NET_UNREACHABLE)
-_HOST_UNREACHABLE = Target(REFUSE, reason=icmpv4.HOST_UNREACHABLE)
+_RESOLVER: Final = Target(RESOLVER)
+_DROP: Final = Target(DROP)
+_SECURE_RESOLVER: Final = Target(RESOLVER, port=dns.PORT_TLS)
+_HOST_LOOPBACK: Final = Target(DIRECT, LOOPBACK)
+_HOST_LOOPBACK6: Final = Target(DIRECT, ipv6.LOOPBACK)
+_NET_UNREACHABLE: Final = Target(REFUSE, reason=icmpv4.NET_UNREACHABLE)
+_HOST_UNREACHABLE: Final = Target(REFUSE, reason=icmpv4.HOST_UNREACHABLE)
 
 
 def decide(addressing: Addressing, dst: bytes, port: int) -> Target:

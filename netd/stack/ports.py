@@ -6,7 +6,7 @@ The stack calls these from within a frame or a timer; none may block, raise OSEr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.wire import icmpv4
@@ -14,11 +14,11 @@ from netd.wire import icmpv4
 Buffer = bytes | bytearray | memoryview
 
 # Why the host could not connect: the reason as an ICMPv4 unreachable code (whatever the family), or an RST.
-RESET = -1
-NET_UNREACHABLE = icmpv4.NET_UNREACHABLE
-HOST_UNREACHABLE = icmpv4.HOST_UNREACHABLE
-PORT_UNREACHABLE = icmpv4.PORT_UNREACHABLE
-ADMIN_PROHIBITED = icmpv4.ADMIN_PROHIBITED
+RESET: Final = -1
+NET_UNREACHABLE: Final = icmpv4.NET_UNREACHABLE
+HOST_UNREACHABLE: Final = icmpv4.HOST_UNREACHABLE
+PORT_UNREACHABLE: Final = icmpv4.PORT_UNREACHABLE
+ADMIN_PROHIBITED: Final = icmpv4.ADMIN_PROHIBITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ raise no doubt: a guest they do not reach asks for our MAC when it speaks next, 
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters
 from netd.stack.limits import Limits
@@ -26,8 +28,8 @@ from netd.stack.ports import Transmit
 from netd.stack.timers import NEVER, Timers
 from netd.wire import arp, ethernet, icmpv6, ipv6, ndp, vnet_hdr
 
-UNICAST = 3  # MAX_UNICAST_SOLICIT, RFC 4861 §10
-MULTICAST = 3  # MAX_MULTICAST_SOLICIT
+UNICAST: Final = 3  # MAX_UNICAST_SOLICIT, RFC 4861 §10
+MULTICAST: Final = 3  # MAX_MULTICAST_SOLICIT
 
 
 class Reachability:

@@ -6,11 +6,13 @@ A repeated fragment is ignored.
 
 from __future__ import annotations
 
+from typing import Final
+
 from netd.stack.counters import Counters
 from netd.stack.limits import Limits
 from netd.stack.timers import NEVER, Timers
 
-PACKET_MAX = 65535
+PACKET_MAX: Final = 65535
 
 
 class Partial:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
-NEVER = float("inf")
-_PURGE_MIN = 1024
+NEVER: Final = float("inf")
+_PURGE_MIN: Final = 1024
 
 
 class Timed(Protocol):

@@ -7,6 +7,7 @@ The guest's endpoint keeps one host port for all its peers, and whoever answers 
 from __future__ import annotations
 
 from itertools import chain
+from typing import Final
 
 from netd.stack import policy
 from netd.stack.addressing import Addressing, is_group, is_loopback
@@ -20,10 +21,10 @@ from netd.stack.ports import ADMIN_PROHIBITED, Host, HostDatagrams, HostError, S
 from netd.stack.timers import NEVER, Timers
 from netd.wire import checksum, dns, ipv4, ipv6, udp
 
-_unpack = udp.HEADER.unpack_from
+_unpack: Final = udp.HEADER.unpack_from
 _DHCPV4, _DHCPV6 = (67, 68), (547, 546)  # server and client, RFC 2131 §4.1, RFC 8415 §7.2
-_SEGMENTS_MAX = 128  # no kernel puts more datagrams into a super-frame (linux/udp.h)
-_SUPER_MAX = 65535 - ipv6.SIZE - udp.SIZE
+_SEGMENTS_MAX: Final = 128  # no kernel puts more datagrams into a super-frame (linux/udp.h)
+_SUPER_MAX: Final = 65535 - ipv6.SIZE - udp.SIZE
 
 
 class UdpTable:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-PACKET = Struct("!HHBBH6s4s6s4s")
-SIZE = 28
+PACKET: Final = Struct("!HHBBH6s4s6s4s")
+SIZE: Final = 28
 
-REQUEST = 1
-REPLY = 2
-ETHERNET_IPV4 = (1, 0x0800, 6, 4)
+REQUEST: Final = 1
+REPLY: Final = 2
+ETHERNET_IPV4: Final = (1, 0x0800, 6, 4)
 
 
 def build(oper: int, sha: bytes, spa: bytes, tha: bytes, tpa: bytes) -> bytes:

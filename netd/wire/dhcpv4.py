@@ -9,56 +9,57 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from struct import Struct
+from typing import Final
 
 # op htype hlen hops xid secs flags ciaddr yiaddr siaddr giaddr chaddr sname file
-HEADER = Struct("!BBBBIHH4s4s4s4s16s64s128s")
-COOKIE = b"\x63\x82\x53\x63"
-SIZE = 240  # header and cookie
-MIN_SIZE = 300  # what a BOOTP client may insist on (RFC 1542 §2.1)
-MAX_SIZE = 4096  # of a message that is read at all
+HEADER: Final = Struct("!BBBBIHH4s4s4s4s16s64s128s")
+COOKIE: Final = b"\x63\x82\x53\x63"
+SIZE: Final = 240  # header and cookie
+MIN_SIZE: Final = 300  # what a BOOTP client may insist on (RFC 1542 §2.1)
+MAX_SIZE: Final = 4096  # of a message that is read at all
 
-SERVER_PORT = 67
-CLIENT_PORT = 68
+SERVER_PORT: Final = 67
+CLIENT_PORT: Final = 68
 
-BOOTREQUEST = 1
-BOOTREPLY = 2
-ETHERNET = 1
-BROADCAST = 0x8000  # flags (RFC 2131 §2, figure 2)
+BOOTREQUEST: Final = 1
+BOOTREPLY: Final = 2
+ETHERNET: Final = 1
+BROADCAST: Final = 0x8000  # flags (RFC 2131 §2, figure 2)
 
-DISCOVER = 1  # option 53 (RFC 2132 §9.6)
-OFFER = 2
-REQUEST = 3
-DECLINE = 4
-ACK = 5
-NAK = 6
-RELEASE = 7
-INFORM = 8
+DISCOVER: Final = 1  # option 53 (RFC 2132 §9.6)
+OFFER: Final = 2
+REQUEST: Final = 3
+DECLINE: Final = 4
+ACK: Final = 5
+NAK: Final = 6
+RELEASE: Final = 7
+INFORM: Final = 8
 
-PAD = 0
-SUBNET_MASK = 1
-ROUTER = 3
-DOMAIN_NAME_SERVER = 6
-HOST_NAME = 12
-CLIENT_FQDN = 81  # RFC 4702
-DOMAIN_NAME = 15
-INTERFACE_MTU = 26
-REQUESTED_ADDRESS = 50
-LEASE_TIME = 51
-OVERLOAD = 52
-MESSAGE_TYPE = 53
-SERVER_IDENTIFIER = 54
-PARAMETER_REQUEST_LIST = 55
-MESSAGE = 56
-MAX_MESSAGE_SIZE = 57
-RENEWAL_TIME = 58
-REBINDING_TIME = 59
-CLIENT_IDENTIFIER = 61
-RAPID_COMMIT = 80  # RFC 4039
-DOMAIN_SEARCH = 119  # RFC 3397
-CLASSLESS_ROUTE = 121  # RFC 3442
-END = 255
+PAD: Final = 0
+SUBNET_MASK: Final = 1
+ROUTER: Final = 3
+DOMAIN_NAME_SERVER: Final = 6
+HOST_NAME: Final = 12
+CLIENT_FQDN: Final = 81  # RFC 4702
+DOMAIN_NAME: Final = 15
+INTERFACE_MTU: Final = 26
+REQUESTED_ADDRESS: Final = 50
+LEASE_TIME: Final = 51
+OVERLOAD: Final = 52
+MESSAGE_TYPE: Final = 53
+SERVER_IDENTIFIER: Final = 54
+PARAMETER_REQUEST_LIST: Final = 55
+MESSAGE: Final = 56
+MAX_MESSAGE_SIZE: Final = 57
+RENEWAL_TIME: Final = 58
+REBINDING_TIME: Final = 59
+CLIENT_IDENTIFIER: Final = 61
+RAPID_COMMIT: Final = 80  # RFC 4039
+DOMAIN_SEARCH: Final = 119  # RFC 3397
+CLASSLESS_ROUTE: Final = 121  # RFC 3442
+END: Final = 255
 
-ANY = bytes(4)
+ANY: Final[bytes] = bytes(4)
 
 
 @dataclass(frozen=True, slots=True)

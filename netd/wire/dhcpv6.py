@@ -7,52 +7,53 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import Final
 
-OPTION = Struct("!HH")  # code length
-IA = Struct("!4sII")  # IAID T1 T2: IA_NA and IA_PD; an IA_TA has the IAID alone
-IA_ADDRESS = Struct("!16sII")  # address preferred-lifetime valid-lifetime
-SIZE = 4
-MAX_SIZE = 4096  # of a message that is read at all
+OPTION: Final = Struct("!HH")  # code length
+IA: Final = Struct("!4sII")  # IAID T1 T2: IA_NA and IA_PD; an IA_TA has the IAID alone
+IA_ADDRESS: Final = Struct("!16sII")  # address preferred-lifetime valid-lifetime
+SIZE: Final = 4
+MAX_SIZE: Final = 4096  # of a message that is read at all
 
-CLIENT_PORT = 546
-SERVER_PORT = 547
-SERVERS = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # All_DHCP_Relay_Agents_and_Servers (§7.1)
+CLIENT_PORT: Final = 546
+SERVER_PORT: Final = 547
+SERVERS: Final = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # All_DHCP_Relay_Agents_and_Servers (§7.1)
 
-SOLICIT = 1  # §7.3
-ADVERTISE = 2
-REQUEST = 3
-CONFIRM = 4
-RENEW = 5
-REBIND = 6
-REPLY = 7
-RELEASE = 8
-DECLINE = 9
-RECONFIGURE = 10
-INFORMATION_REQUEST = 11
+SOLICIT: Final = 1  # §7.3
+ADVERTISE: Final = 2
+REQUEST: Final = 3
+CONFIRM: Final = 4
+RENEW: Final = 5
+REBIND: Final = 6
+REPLY: Final = 7
+RELEASE: Final = 8
+DECLINE: Final = 9
+RECONFIGURE: Final = 10
+INFORMATION_REQUEST: Final = 11
 
-CLIENTID = 1  # §21.2 and on
-SERVERID = 2
-IA_NA = 3
-IA_TA = 4
-IAADDR = 5
-ORO = 6
-PREFERENCE = 7
-STATUS_CODE = 13
-RAPID_COMMIT = 14
-DNS_SERVERS = 23  # RFC 3646
-DOMAIN_LIST = 24
-CLIENT_FQDN = 39  # RFC 4704
-IA_PD = 25
-INFORMATION_REFRESH_TIME = 32
+CLIENTID: Final = 1  # §21.2 and on
+SERVERID: Final = 2
+IA_NA: Final = 3
+IA_TA: Final = 4
+IAADDR: Final = 5
+ORO: Final = 6
+PREFERENCE: Final = 7
+STATUS_CODE: Final = 13
+RAPID_COMMIT: Final = 14
+DNS_SERVERS: Final = 23  # RFC 3646
+DOMAIN_LIST: Final = 24
+CLIENT_FQDN: Final = 39  # RFC 4704
+IA_PD: Final = 25
+INFORMATION_REFRESH_TIME: Final = 32
 
-SUCCESS = 0  # §21.13
-NO_ADDRS_AVAIL = 2
-NO_BINDING = 3
-NOT_ON_LINK = 4
-NO_PREFIX_AVAIL = 6
+SUCCESS: Final = 0  # §21.13
+NO_ADDRS_AVAIL: Final = 2
+NO_BINDING: Final = 3
+NOT_ON_LINK: Final = 4
+NO_PREFIX_AVAIL: Final = 6
 
-MIN_DUID = 3  # two octets of type and 1..128 more (§11.1)
-MAX_DUID = 130
+MIN_DUID: Final = 3  # two octets of type and 1..128 more (§11.1)
+MAX_DUID: Final = 130
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("!HHHHHH")  # id flags qdcount ancount nscount arcount
-SIZE = 12
-PORT = 53
-PORT_TLS = 853  # RFC 7858
+HEADER: Final = Struct("!HHHHHH")  # id flags qdcount ancount nscount arcount
+SIZE: Final = 12
+PORT: Final = 53
+PORT_TLS: Final = 853  # RFC 7858
 
-QR = 0x8000
-RA = 0x0080
-OPCODE = 0x7800
-RD = 0x0100
-RCODE = 0x000F
-SERVFAIL = 2
-REFUSED = 5
+QR: Final = 0x8000
+RA: Final = 0x0080
+OPCODE: Final = 0x7800
+RD: Final = 0x0100
+RCODE: Final = 0x000F
+SERVFAIL: Final = 2
+REFUSED: Final = 5
 
 
 def question_end(message: bytes | memoryview) -> int:

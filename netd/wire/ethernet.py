@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("!6s6sH")
-SIZE = 14
+HEADER: Final = Struct("!6s6sH")
+SIZE: Final = 14
 
-IPV4 = 0x0800
-ARP = 0x0806
-IPV6 = 0x86DD
+IPV4: Final = 0x0800
+ARP: Final = 0x0806
+IPV6: Final = 0x86DD
 
-BROADCAST = b"\xff" * 6
+BROADCAST: Final = b"\xff" * 6

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from netd.wire import checksum
 
-HEADER = Struct("!BBHHH")
-SIZE = 8
+HEADER: Final = Struct("!BBHHH")
+SIZE: Final = 8
 
-ECHO_REPLY = 0
-DEST_UNREACHABLE = 3
-ECHO_REQUEST = 8
-TIME_EXCEEDED = 11
-PARAMETER_PROBLEM = 12
+ECHO_REPLY: Final = 0
+DEST_UNREACHABLE: Final = 3
+ECHO_REQUEST: Final = 8
+TIME_EXCEEDED: Final = 11
+PARAMETER_PROBLEM: Final = 12
 
-NET_UNREACHABLE = 0
-HOST_UNREACHABLE = 1
-PORT_UNREACHABLE = 3
-FRAGMENTATION_NEEDED = 4
-ADMIN_PROHIBITED = 13  # RFC 1812 §5.2.7.1
-REASSEMBLY_TIME = 1  # code of TIME_EXCEEDED
+NET_UNREACHABLE: Final = 0
+HOST_UNREACHABLE: Final = 1
+PORT_UNREACHABLE: Final = 3
+FRAGMENTATION_NEEDED: Final = 4
+ADMIN_PROHIBITED: Final = 13  # RFC 1812 §5.2.7.1
+REASSEMBLY_TIME: Final = 1  # code of TIME_EXCEEDED
 
 
 def build(type_: int, code: int, word1: int, word2: int, payload: bytes | memoryview) -> bytes:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from netd.wire import checksum, ipv6
 
-HEADER = Struct("!BBHI")
-SIZE = 8
+HEADER: Final = Struct("!BBHI")
+SIZE: Final = 8
 
-DEST_UNREACHABLE = 1
-PACKET_TOO_BIG = 2
-TIME_EXCEEDED = 3
-PARAMETER_PROBLEM = 4
-ECHO_REQUEST = 128
-ECHO_REPLY = 129
-ROUTER_SOLICITATION = 133
-ROUTER_ADVERTISEMENT = 134
-NEIGHBOR_SOLICITATION = 135
-NEIGHBOR_ADVERTISEMENT = 136
+DEST_UNREACHABLE: Final = 1
+PACKET_TOO_BIG: Final = 2
+TIME_EXCEEDED: Final = 3
+PARAMETER_PROBLEM: Final = 4
+ECHO_REQUEST: Final = 128
+ECHO_REPLY: Final = 129
+ROUTER_SOLICITATION: Final = 133
+ROUTER_ADVERTISEMENT: Final = 134
+NEIGHBOR_SOLICITATION: Final = 135
+NEIGHBOR_ADVERTISEMENT: Final = 136
 
-NO_ROUTE = 0
-ADMIN_PROHIBITED = 1
-ADDRESS_UNREACHABLE = 3
-PORT_UNREACHABLE = 4
-REASSEMBLY_TIME = 1  # code of TIME_EXCEEDED
+NO_ROUTE: Final = 0
+ADMIN_PROHIBITED: Final = 1
+ADDRESS_UNREACHABLE: Final = 3
+PORT_UNREACHABLE: Final = 4
+REASSEMBLY_TIME: Final = 1  # code of TIME_EXCEEDED
 
 
 def build(src: bytes, dst: bytes, type_: int, code: int, rest: int, payload: bytes | memoryview) -> bytes:

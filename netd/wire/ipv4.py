@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from netd.wire import checksum
 
-HEADER = Struct("!BBHHHBBH4s4s")
-SIZE = 20
+HEADER: Final = Struct("!BBHHHBBH4s4s")
+SIZE: Final = 20
 
-ICMP = 1
-TCP = 6
-UDP = 17
+ICMP: Final = 1
+TCP: Final = 6
+UDP: Final = 17
 
-DF = 0x4000
-MF = 0x2000
-OFFSET = 0x1FFF
+DF: Final = 0x4000
+MF: Final = 0x2000
+OFFSET: Final = 0x1FFF
 
-BROADCAST = b"\xff\xff\xff\xff"  # RFC 919 §7
+BROADCAST: Final = b"\xff\xff\xff\xff"  # RFC 919 §7
 
 
 def build(src: bytes, dst: bytes, protocol: int, payload_length: int, ttl: int = 64, tos: int = 0) -> bytes:

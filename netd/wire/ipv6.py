@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from netd.wire.checksum import Bytes
 
-HEADER = Struct("!IHBB16s16s")
-SIZE = 40
-LENGTH_OFFSET, NEXT_HEADER_OFFSET = 4, 6
-MTU_MIN = 1280  # RFC 8200 §5
+HEADER: Final = Struct("!IHBB16s16s")
+SIZE: Final = 40
+LENGTH_OFFSET: Final = 4
+NEXT_HEADER_OFFSET: Final = 6
+MTU_MIN: Final = 1280  # RFC 8200 §5
 
-HOP_BY_HOP = 0
-TCP = 6
-UDP = 17
-ROUTING = 43
-FRAGMENT = 44
-ICMPV6 = 58
-NO_NEXT = 59
-DESTINATION = 60
+HOP_BY_HOP: Final = 0
+TCP: Final = 6
+UDP: Final = 17
+ROUTING: Final = 43
+FRAGMENT: Final = 44
+ICMPV6: Final = 58
+NO_NEXT: Final = 59
+DESTINATION: Final = 60
 
-EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, DESTINATION))
-EXTENSIONS_MAX = 8  # headers walked; RFC 8200 §4.1 knows six places
-FRAGMENT_HEADER = Struct("!BBHI")  # next_header reserved offset_more identification
-FRAGMENT_SIZE = 8
-MORE = 1
-OFFSET = 0xFFF8  # in bytes: the field counts eights and stands three bits to the left
+EXTENSIONS: Final = frozenset((HOP_BY_HOP, ROUTING, DESTINATION))
+EXTENSIONS_MAX: Final = 8  # headers walked; RFC 8200 §4.1 knows six places
+FRAGMENT_HEADER: Final = Struct("!BBHI")  # next_header reserved offset_more identification
+FRAGMENT_SIZE: Final = 8
+MORE: Final = 1
+OFFSET: Final = 0xFFF8  # in bytes: the field counts eights and stands three bits to the left
 
-UNSPECIFIED = bytes(16)
-LOOPBACK = bytes(15) + b"\x01"
-ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
-ALL_DHCP_AGENTS = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # RFC 8415 §7.1
+UNSPECIFIED: Final = bytes(16)
+LOOPBACK: Final = bytes(15) + b"\x01"
+ALL_NODES: Final = b"\xff\x02" + bytes(13) + b"\x01"
+ALL_DHCP_AGENTS: Final = b"\xff\x02" + bytes(11) + b"\x01\x00\x02"  # RFC 8415 §7.1
 
 
 def build(src: bytes, dst: bytes, next_header: int, length: int, hop_limit: int = 64, traffic_class: int = 0) -> bytes:

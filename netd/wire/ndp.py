@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HOP_LIMIT = 255  # RFC 4861 §7.1: what came through a router has less
+HOP_LIMIT: Final = 255  # RFC 4861 §7.1: what came through a router has less
 
-SOURCE_LINK_LAYER = 1
-TARGET_LINK_LAYER = 2
-PREFIX_INFORMATION = 3
-MTU = 5
-RDNSS = 25  # RFC 8106 §5.1
+SOURCE_LINK_LAYER: Final = 1
+TARGET_LINK_LAYER: Final = 2
+PREFIX_INFORMATION: Final = 3
+MTU: Final = 5
+RDNSS: Final = 25  # RFC 8106 §5.1
 
 # Bits of a neighbor advertisement's first 32 (RFC 4861 §4.4)
-ROUTER, SOLICITED, OVERRIDE = 0x80000000, 0x40000000, 0x20000000
+ROUTER: Final = 0x80000000
+SOLICITED: Final = 0x40000000
+OVERRIDE: Final = 0x20000000
 # One of a router advertisement's (§4.2), beside the hop limit and the router's lifetime
-OTHER = 0x00400000
+OTHER: Final = 0x00400000
 # of a prefix (§4.6.2)
-ON_LINK, AUTONOMOUS = 0x80, 0x40
+ON_LINK: Final = 0x80
+AUTONOMOUS: Final = 0x40
 
-_TIMERS = Struct("!II")  # reachable time, retrans timer (ms)
-_PREFIX = Struct("!BBBBIII16s")
-_MTU = Struct("!BBHI")
-_RDNSS = Struct("!BBHI")
+_TIMERS: Final = Struct("!II")  # reachable time, retrans timer (ms)
+_PREFIX: Final = Struct("!BBBBIII16s")
+_MTU: Final = Struct("!BBHI")
+_RDNSS: Final = Struct("!BBHI")
 
 
 def options(data: bytes | memoryview) -> dict[int, bytes] | None:

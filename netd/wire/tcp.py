@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("!HHIIHHHH")
-SIZE = 20
-CHECKSUM_OFFSET = 16
+HEADER: Final = Struct("!HHIIHHHH")
+SIZE: Final = 20
+CHECKSUM_OFFSET: Final = 16
 
-FIN = 0x01
-SYN = 0x02
-RST = 0x04
-PSH = 0x08
-ACK = 0x10
-URG = 0x20
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
 
-DEFAULT_MSS = 536  # RFC 9293 §3.7.1: what a peer without the option takes
-MAX_WSCALE = 14  # RFC 7323 §2.3
+DEFAULT_MSS: Final = 536  # RFC 9293 §3.7.1: what a peer without the option takes
+MAX_WSCALE: Final = 14  # RFC 7323 §2.3
 
 
 def parse_options(data: bytes | memoryview) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("!HHHH")
-SIZE = 8
-CHECKSUM_OFFSET = 6
+HEADER: Final = Struct("!HHHH")
+SIZE: Final = 8
+CHECKSUM_OFFSET: Final = 6

@@ -4,19 +4,20 @@ csum_start csum_offset. What of layer 4 the device has done, or is to do. Offset
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("=BBHHHH")
-SIZE = 10
+HEADER: Final[Struct] = Struct("=BBHHHH")
+SIZE: Final = 10
 
-NEEDS_CSUM = 1
-DATA_VALID = 2
+NEEDS_CSUM: Final = 1
+DATA_VALID: Final = 2
 
-GSO_NONE = 0
-GSO_TCPV4 = 1
-GSO_TCPV6 = 4
-GSO_UDP_L4 = 5  # Linux 6.2, TUN_F_USO4 and TUN_F_USO6
+GSO_NONE: Final = 0
+GSO_TCPV4: Final = 1
+GSO_TCPV6: Final = 4
+GSO_UDP_L4: Final = 5  # Linux 6.2, TUN_F_USO4 and TUN_F_USO6
 
-PLAIN = bytes(SIZE)
+PLAIN: Final = bytes(SIZE)
 """The device has nothing to do."""
 
 

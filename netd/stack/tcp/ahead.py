@@ -9,13 +9,14 @@ transfer of 1 MB that takes 10 ms stood still for 19 s. SACK lets it find lost r
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-MASK = 0xFFFFFFFF
-HALF = 0x80000000
-SEGMENTS_MAX = 1024
-BLOCKS_MAX = 4  # what fits beside no other option
+MASK: Final = 0xFFFFFFFF
+HALF: Final = 0x80000000
+SEGMENTS_MAX: Final = 1024
+BLOCKS_MAX: Final = 4  # what fits beside no other option
 
-_EDGES = Struct("!II")
+_EDGES: Final = Struct("!II")
 
 
 class Ahead:

@@ -6,7 +6,7 @@ name directions; the host side is a ``ports.HostStream``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.stack.tcp.receiver import Receiver
 from netd.stack.tcp.sender import DUE, HALF, MASK, NONE
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from netd.stack.headers import SegmentHeader
     from netd.stack.tcp.table import TcpTable
 
-RCV_WSCALE = 7
+RCV_WSCALE: Final = 7
 
 
 class Connection(Receiver):

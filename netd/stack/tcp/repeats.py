@@ -14,7 +14,7 @@ some time for good.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.stack.tcp.states import RECEIVING
 from netd.stack.timers import NEVER
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netd.stack.tcp.receiver import Receiver
     from netd.stack.timers import Timers
 
-WATCHED = 64  # ACKs of a connection that are watched after a hole
+WATCHED: Final = 64  # ACKs of a connection that are watched after a hole
 
 
 class Repeats:

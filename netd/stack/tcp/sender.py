@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.stack.headers import SegmentHeader
 from netd.stack.ports import Buffer
@@ -15,13 +15,15 @@ from netd.wire.tcp import ACK, FIN, PSH
 if TYPE_CHECKING:
     from netd.stack.tcp.table import TcpTable
 
-MASK = 0xFFFFFFFF
-HALF = 0x80000000
+MASK: Final = 0xFFFFFFFF
+HALF: Final = 0x80000000
 
-NONE, DUE, DEFERRED = 0, 1, 2  # ack_pending
-HASTE = 32
-_GSO_MAX = 65535 - 60  # a packet's length bounds the super-frame, headers of IPv6 and TCP included
-CHUNK_COST = 64  # of memory, besides its bytes: the object and its place in the queue
+NONE: Final = 0  # ack_pending
+DUE: Final = 1
+DEFERRED: Final = 2
+HASTE: Final = 32
+_GSO_MAX: Final = 65535 - 60  # a packet's length bounds the super-frame, headers of IPv6 and TCP included
+CHUNK_COST: Final = 64  # of memory, besides its bytes: the object and its place in the queue
 
 
 class Sender(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netd.stack import policy
 from netd.stack.addressing import Addressing
@@ -26,8 +26,8 @@ from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 if TYPE_CHECKING:
     from netd.stack.timers import Timers
 
-_unpack = tcp.HEADER.unpack_from
-_MIN_MSS = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
+_unpack: Final = tcp.HEADER.unpack_from
+_MIN_MSS: Final = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
 
 
 class TcpTable:
