@@ -68,6 +68,12 @@ def connect_in(visit: Visit, network: Attachment, seconds: int) -> str:
     return f"{got['rate']:.0f} connections/s by 16 clients, slowest {got['max'] * 1e3:.1f} ms"
 
 
+def connect_loopback(visit: Visit, network: Attachment, seconds: int) -> str:
+    with load.pump_server(network.guest, "greet", load.GREET):
+        got = load.connects(visit, visit.world.host, "127.0.0.1", 7203, seconds)
+    return f"{got['rate']:.0f} connections/s, p50 {got['p50'] * 1e6:.0f} µs, slowest {got['max'] * 1e3:.1f} ms"
+
+
 def rate(got: load.Transfer) -> str:
     return f"{got.bits_per_second / 1e9:.2f} Gbit/s"
 
@@ -80,6 +86,7 @@ LOADS: dict[str, Callable[[Visit, Attachment, int], str]] = {
     "rr": rr,
     "connect": connect,
     "connect-in": connect_in,
+    "connect-loopback": connect_loopback,
 }
 
 
