@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 OpenSockets = Callable[[Sequence[SocketPlan]], Awaitable[list[int | str]]]
 
+_KINDS = {
+    (version, protocol): (family, kind)
+    for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6))
+    for protocol, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM))
+}
 _AT_ONCE = 128  # sockets asked for in one request, fewer than the agent gives
 PORTS_MAX = 4096  # of the guest's loopback; each is a listener of each family
 _IN_USE = os.strerror(errno.EADDRINUSE)
@@ -109,9 +114,9 @@ class Inside:
     async def _supply(self, family: int, protocol: str, count: int) -> None:
         sockets: list[socket.socket] = []
         try:
-            plans = [SocketPlan("connect", family, protocol)] * min(count, _AT_ONCE)
-            answers = await self._open_sockets(plans)
-            sockets = [socket.socket(fileno=answer) for answer in answers if isinstance(answer, int)]
+            answers = await self._open_sockets([SocketPlan("connect", family, protocol, count=min(count, _AT_ONCE))])
+            kind = _KINDS[family, protocol]
+            sockets = [socket.socket(*kind, 0, answer) for answer in answers if isinstance(answer, int)]
         except NetdError as error:
             logger.warning("no way to the guest's loopback: %s", error)
         self.inward.supply(family, protocol, sockets)

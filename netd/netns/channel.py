@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-PROTOCOL = 3  # goes up with every change of the messages: a running daemon may start a newer agent
+PROTOCOL = 4  # goes up with every change of the messages: a running daemon may start a newer agent
 MESSAGE_MAX = 65536
 SPILLED_MAX = 1 << 24
 FDS_MAX = 253  # SCM_MAX_FD, include/net/scm.h: what one message can carry

@@ -95,7 +95,7 @@ class SocketPlan:
 
     kind: "diag" (NETLINK_SOCK_DIAG; nothing else counts), "connect" (a bare socket of ``family`` and ``protocol``),
     "listen" (bound to ``ip``:``port`` and ``interface``, TCP listening with SO_REUSEADDR, IPv6 alone). All are
-    non-blocking.
+    non-blocking. ``count``: so many of them.
     """
 
     kind: str
@@ -104,3 +104,4 @@ class SocketPlan:
     ip: str = ""  # "" is every address of ``family``
     port: int = 0  # 0: the kernel chooses
     interface: str = ""  # SO_BINDTODEVICE, "lo" for what only the guest itself may reach
+    count: int = 1

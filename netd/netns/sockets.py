@@ -1,4 +1,4 @@
-"""Sockets of the namespace this process is in, one for each SocketPlan. Used by the agent's children alone.
+"""Sockets of the namespace this process is in, as SocketPlans say. Used by the agent's children alone.
 
 A socket belongs to the namespace that it was made in for ever (and keeps it alive), whoever has its descriptor.
 
@@ -23,17 +23,18 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def open_sockets(plans: Iterable[SocketPlan]) -> tuple[list[str | None], list[int]]:
-    """(for each plan why there is no socket, or None; the descriptors of those that there are, in this order)"""
+    """(for each socket why there is none, or None; the descriptors of those that there are, in this order)"""
     reasons: list[str | None] = []
     fds: list[int] = []
     for plan in plans:
-        try:
-            fds.append(open_socket(plan))
-            reasons.append(None)
-        except ValueError as e:
-            reasons.append(str(e))
-        except OSError as e:
-            reasons.append(e.strerror or str(e))
+        for _ in range(plan.count):
+            try:
+                fds.append(open_socket(plan))
+                reasons.append(None)
+            except ValueError as e:
+                reasons.append(str(e))
+            except OSError as e:
+                reasons.append(e.strerror or str(e))
     return reasons, fds
 
 

@@ -121,20 +121,21 @@ class Agent:
         return await self._ask("tap", {"plan": asdict(plan)}, opened, netns_fd)
 
     async def open_sockets(self, netns_fd: int, plans: Sequence[SocketPlan]) -> list[int | str]:
-        """Makes sockets in the network namespace: for each plan a descriptor, or why there is none.
+        """Makes sockets in the network namespace: for each a descriptor, or why there is none.
 
         The descriptors are non-blocking, close-on-exec and the caller's; each keeps the namespace alive. The reasons
         are the kernel's ("Address already in use"). For an instant after the answer the agent's child has copies: a
         port closed at once may not be free at once. ``netns_fd`` as in ``open_tap``. Raises LimitReached for more
-        than FDS_MAX plans, NamespaceUnavailable, AgentUnavailable.
+        than FDS_MAX of them, NamespaceUnavailable, AgentUnavailable.
         """
-        if len(plans) > FDS_MAX:
-            raise LimitReached(f"at most {FDS_MAX} sockets are opened at once, not {len(plans)}")
+        count = sum(plan.count for plan in plans)
+        if count > FDS_MAX:
+            raise LimitReached(f"at most {FDS_MAX} sockets are opened at once, not {count}")
 
         def opened(answer: _Answer) -> list[int | str]:
             reasons = answer.reply["sockets"]
-            if len(reasons) != len(plans) or not all(reason is None or isinstance(reason, str) for reason in reasons):
-                raise ValueError(f"{len(reasons)} answers for {len(plans)} sockets")
+            if len(reasons) != count or not all(reason is None or isinstance(reason, str) for reason in reasons):
+                raise ValueError(f"{len(reasons)} answers for {count} sockets")
             results: list[int | str] = []
             for reason in reasons:
                 fd = answer.take() if reason is None else -1
