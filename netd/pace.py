@@ -16,6 +16,7 @@ third more.
 
 from __future__ import annotations
 
+import os
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Final
@@ -67,6 +68,7 @@ class Pace:
     def _poll(self) -> None:
         """A callback that is ready keeps the loop from sleeping: it looks at its descriptors and comes back."""
         if self._clock() - self._last < STAY:
+            os.sched_yield()
             self._loop.call_soon(self._poll)
         else:
             self._polling = False

@@ -192,6 +192,12 @@ class Splices:
             splice.on_close = None
             self.end(splice, reset=True)
             return None
+        if not splice.connecting:  # a client that speaks first mostly has by now
+            for side in sides:
+                side.readable = side.writable = True
+                side.from_it.queued = True
+                self._ready.append(side.from_it)
+            self._schedule()
         return splice
 
     def _open(self) -> select.epoll:
@@ -273,10 +279,14 @@ class Splices:
                 half.queued = False
             if clock() > until:
                 break
-        if ready and not self._scheduled:
+        if ready:
+            self._schedule()
+        self._on_event()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._go_on)
-        self._on_event()
 
     def _go_on(self) -> None:
         self._scheduled = False
