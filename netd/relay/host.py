@@ -47,7 +47,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
-        self._poller = Poller(loop)
+        self._poller = Poller(loop, clock, lambda: self.pace.turn)
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import select
 from asyncio import AbstractEventLoop
+from collections.abc import Callable
 from typing import Final, Protocol
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
 WRITE: Final = select.EPOLLOUT
 END: Final = select.EPOLLRDHUP  # no more than what is there will come
-EVENTS: Final = 8  # taken at once: then it is another network's turn
+EVENT: Final = 25e-6  # seconds that one takes, about: so many are taken at once as fit a turn
 
 
 class Owner(Protocol):
@@ -28,10 +29,13 @@ class Owner(Protocol):
 class Poller:
     """Of one network. The descriptor is opened with its first connection."""
 
-    __slots__ = ("_epoll", "_gone", "_loop", "_owners")
+    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_owners", "_turn")
 
-    def __init__(self, loop: AbstractEventLoop) -> None:
+    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turn: Callable[[], float]) -> None:
+        """``turn``: for how many seconds to go on while others wait (``pace``)."""
         self._loop = loop
+        self._clock = clock
+        self._turn = turn
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
         self._gone: set[int] = set()  # in this round; their numbers may be others' by now
@@ -58,13 +62,22 @@ class Poller:
         self._gone.add(fd)
 
     def _on_events(self) -> None:
-        assert self._epoll is not None
+        epoll = self._epoll
+        assert epoll is not None
         gone = self._gone
-        gone.clear()
         owners = self._owners
-        for fd, events in self._epoll.poll(0, EVENTS):
-            if fd not in gone:
-                owners[fd].on_ready(events)
+        clock = self._clock
+        turn = self._turn()
+        at_once = max(round(turn / EVENT), 1)  # what is taken must be done: the kernel puts it behind the others
+        until = clock() + turn
+        while True:
+            gone.clear()
+            ready = epoll.poll(0, at_once)
+            for fd, events in ready:
+                if fd not in gone:
+                    owners[fd].on_ready(events)
+            if len(ready) < at_once or at_once > 1 or epoll.closed or clock() > until:
+                return
 
     def close(self) -> None:
         """The network ends; all its connections have."""

@@ -6,16 +6,17 @@ import asyncio
 import os
 import select
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from netd.relay.poller import END, EVENTS, READ, WRITE, Poller
+from netd.relay.poller import END, EVENT, READ, WRITE, Poller
 
 
-@pytest.fixture
-async def poller() -> AsyncIterator[Poller]:
-    poller = Poller(asyncio.get_running_loop())
+@pytest.fixture(params=[8, 0], ids=["alone", "beside others"])
+async def poller(request: pytest.FixtureRequest) -> AsyncIterator[Poller]:
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda: request.param * EVENT)
     yield poller
     poller.close()
 
@@ -98,7 +99,7 @@ async def test_one_that_ends_in_the_round_is_not_told(poller: Poller) -> None:
 
 async def test_all_have_their_turn(poller: Poller) -> None:
     """More than one round takes, each of them always ready."""
-    ends = [pair() for _ in range(3 * EVENTS)]
+    ends = [pair() for _ in range(24)]
     owners = [Waiting() for _ in ends]
     for (mine, _), owner in zip(ends, owners, strict=True):
         poller.begin(mine.fileno(), WRITE, owner)
