@@ -17,7 +17,6 @@ from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-KEEPALIVE_SECONDS: Final = 7200
 TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
@@ -54,8 +53,7 @@ def open_stream_socket(address: Address, source: Source) -> socket.socket:
 def prepare(sock: socket.socket) -> None:
     """The options of a connection's socket, or of a listener: those it accepts inherit them (tcp(7))."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done its Nagle already
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # after net.ipv4.tcp_keepalive_time, two hours
 
 
 class Pace(Protocol):
