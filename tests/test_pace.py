@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from netd.pace import ALONE, CREDIT, MEMORY, NEAR, SHARED, STAY, Pace
+import pytest
+
+from netd.pace import ALONE, CREDIT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace
 
 
 class Loop:
@@ -51,6 +53,19 @@ def test_events_in_quick_succession_keep_it_awake_for_a_moment() -> None:
     assert stage.loop.turns() and stage.loop.ready
     stage.now += STAY * 0.2
     assert stage.loop.turns() and not stage.loop.ready
+
+
+def test_whoever_waits_for_the_cpu_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not between an event and what is to be done next."""
+    yielded: list[float] = []
+    stage = Stage()
+    monkeypatch.setattr("os.sched_yield", lambda: yielded.append(stage.now))
+    stage.events(3, NEAR / 2)
+    event = stage.now
+    for _ in range(5):
+        assert stage.loop.turns()
+        stage.now += YIELD * 0.9
+    assert yielded == [event + YIELD * 0.9 * n for n in (2, 3, 4)]
 
 
 def test_credit_is_used_up_by_far_events() -> None:
