@@ -93,6 +93,7 @@ def child(
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # in there, root of the container could otherwise trace us
         inside = False
         while True:
+            fds: Sequence[int] = ()
             try:
                 work = work_of(message)
                 if not inside:
