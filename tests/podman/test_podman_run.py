@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from netd import network
 from tests.machine.machine import HOST, REFUSING, SILENT, WORLD, Machine, until
-from tests.podman.podman import Podman
+from tests.podman.podman import GENUINE, Podman
 
 USR = "-v=/usr:/usr:ro"  # lends the host's programs to the container
+
+
+@pytest.mark.skipif(GENUINE, reason="no daemon")
+def test_the_daemon_is_the_one_of_this_interpreter(podman: Podman) -> None:
+    """Compiled where these tests are to be of an installation (tests/machine/as-installed)."""
+    info = json.loads(podman.daemon.command("info", "--format", "json"))
+    assert info["compiled"] is not str(network.__file__).endswith(".py")
 
 
 def test_tap0_has_the_address_podman_counts_on(podman: Podman) -> None:
