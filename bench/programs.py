@@ -188,7 +188,7 @@ class Netd(Program):
         for line in (ROOT / "pyproject.toml").read_text().splitlines():
             if line.startswith("version"):
                 how = "as Python" if self.world.site == ROOT else "its packet path compiled"
-                return f"netd {line.split(chr(34))[1]}, {how}"
+                return "netd " + line.split('"')[1] + ", " + how
         return "unknown"
 
     def environment(self) -> dict[str, str]:

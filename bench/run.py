@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         return enter(Path(__file__).resolve(), list(argv))
     table = Table()
     try:
-        site = None if options.python else compiled()
+        site = None if options.python or options.peers_only else compiled()
     except BenchError as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1

@@ -273,9 +273,8 @@ class Agent:
         code = self._reap(pidfd, buried.pid)
         if len(self._children) == CHILDREN_MAX - 1:
             self._poll.register(self._channel, select.POLLIN)
-        if (
-            code != 0 and buried.request is not None
-        ):  # unanswered, or it died after: then nobody waits for this any more
+        # It has not answered, or died after it did: then nobody waits for this any more.
+        if code != 0 and buried.request is not None:
             why = f"took longer than {CHILD_SECONDS} s" if code == -signal.SIGALRM else f"died (status {code})"
             refuse(self._channel, buried.request, AgentUnavailable(f"the process in the namespace {why}"))
 

@@ -322,6 +322,23 @@ async def test_the_client_gives_up_while_it_connects(stage: Stage, world: World)
     assert not len(stage.splices)
 
 
+async def test_what_is_behind_urgent_data_does_not_wait_for_more(stage: Stage) -> None:
+    """A read stops there, and nothing else will come that says so (tcp(7))."""
+    for said in (b"before", b""):  # at the beginning as well
+        client, server = await stage.joined()
+        with client, server:
+            client.sendall(b"first")
+            assert await aside(server.recv, 5) == b"first"  # both ways are quiet now
+            client.sendall(said)
+            client.send(b"!", socket.MSG_OOB)
+            client.sendall(b"behind")
+            wanted = said + b"behind"
+            got = b""
+            while len(got) < len(wanted):
+                got += await aside(server.recv, 100)
+            assert got == wanted
+
+
 async def test_not_with_itself(stage: Stage) -> None:
     """Nobody listens, and the source port is the one that is asked for."""
     client, ours = await stage.accepted(stage.guest)
