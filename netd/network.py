@@ -25,7 +25,7 @@ from netd.link.pcap import Capture
 from netd.link.tap import Tap
 from netd.link.trace import Trace
 from netd.netns.plan import OpenTap, SocketPlan
-from netd.pace import Pace
+from netd.pace import Pace, Turns
 from netd.relay import forwards, resolver
 from netd.relay.autoports import AutoPorts
 from netd.relay.host import HostNetwork
@@ -78,6 +78,7 @@ class Network:
         self._holder_of = holder_of
         self._free_dead = free_dead
         self._pace = pace
+        self._turns = turns = Turns(pace)
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -89,7 +90,7 @@ class Network:
             self._link = Capture(self._link, os.dup(held[PCAP]), resumed=created > 0)
         if spec.trace:
             self._link = Trace(self._link, self._trace)
-        self._host = HostNetwork(loop, clock, self._flush, source)
+        self._host = HostNetwork(loop, clock, self._flush, turns.begin, source)
         addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
             addressing,
@@ -137,8 +138,11 @@ class Network:
     # -- the loop's events ---------------------------------------------------------------------------------------
 
     def _on_frames(self) -> None:
-        interface = self._interface
-        alive = self._link.receive(interface.from_guest, clock(), self._pace.turn)
+        now = clock()
+        turn = self._turns.begin(now)
+        if not turn:
+            return
+        alive = self._link.receive(self._interface.from_guest, now, turn)
         self._flush()
         if not alive:
             self._loop.remove_reader(self.tap.fd)
@@ -149,7 +153,7 @@ class Network:
         interface = self._interface
         interface.flush()
         self._host.flush()
-        self._pace.event(self)
+        self._pace.event(self._turns)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
             if self._timer is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netd.pace import ALONE, CREDIT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace
+from netd.pace import ALONE, CREDIT, DEBT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace, Turns
 
 
 class Loop:
@@ -32,11 +32,20 @@ class Stage:
         self.now = 100.0
         self.loop = Loop()
         self.pace = Pace(self.loop, lambda: self.now)  # type: ignore[arg-type]
+        self.turns = {name: Turns(self.pace) for name in "ab"}
 
-    def events(self, count: int, apart: float, owner: object = "a") -> None:
+    def events(self, count: int, apart: float, owner: str = "a") -> None:
         for _ in range(count):
             self.now += apart
-            self.pace.event(owner)
+            self.pace.event(self.turns[owner])
+
+    def turn(self, owner: str, took: float) -> float:
+        """One that is asked for and, where it is given, used; what was given."""
+        given = self.turns[owner].begin(self.now)
+        if given:
+            self.now += took
+            self.pace.event(self.turns[owner])
+        return given
 
 
 def test_events_far_apart_let_the_loop_sleep() -> None:
@@ -89,3 +98,43 @@ def test_turns_are_short_while_two_networks_have_something_to_do() -> None:
     assert stage.pace.turn == SHARED
     stage.events(1, MEMORY * 0.2, "b")
     assert stage.pace.turn == ALONE
+
+
+def test_who_took_more_than_its_turn_waits_as_long_as_that_was_too_much() -> None:
+    stage = Stage()
+    stage.events(1, 0.001, "b")
+    assert stage.turn("a", 5 * SHARED) == SHARED
+    ended = stage.now
+    assert not stage.turn("a", 0)
+    assert stage.turn("b", SHARED / 2) == SHARED
+    stage.now = ended + 3.9 * SHARED
+    assert not stage.turn("a", 0)
+    assert stage.turn("b", SHARED / 2) == SHARED
+    stage.now = ended + 4.1 * SHARED
+    assert stage.turn("a", SHARED / 2) == SHARED
+    assert stage.turn("a", SHARED / 2) == SHARED
+
+
+def test_nobody_waits_for_a_network_that_has_nothing_to_do() -> None:
+    stage = Stage()
+    stage.events(2, 2 * MEMORY, "a")
+    for _ in range(3):
+        assert stage.turn("a", 5 * ALONE) == ALONE
+
+
+def test_a_debt_is_bounded() -> None:
+    """The clock runs on while another program has the CPU."""
+    stage = Stage()
+    stage.events(1, 0.001, "b")
+    stage.turn("a", MEMORY / 2)
+    assert not stage.turn("a", 0)
+    stage.now += DEBT * 1.1
+    assert stage.turn("a", 0)
+
+
+def test_events_that_no_turn_was_asked_for_owe_nothing() -> None:
+    stage = Stage()
+    stage.events(1, 0.001, "b")
+    stage.turn("a", SHARED / 2)
+    stage.events(1, 5 * SHARED, "a")
+    assert stage.turn("a", SHARED / 2)

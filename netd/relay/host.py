@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. ``flush`` is called after every event of a host socket."""
+    """One network's way out. ``begin`` is asked before a TCP socket's event is taken (``pace.Turns``), ``flush`` called
+    after every event of a host socket."""
 
     udp: UdpTable
     resolver: Resolver
@@ -39,6 +40,7 @@ class HostNetwork:
         loop: AbstractEventLoop,
         clock: Callable[[], float],
         flush: Callable[[], None],
+        begin: Callable[[float], float],
         source: Source = ANYWHERE,
     ) -> None:
         self._loop = loop
@@ -47,7 +49,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
-        self._poller = Poller(loop, clock, lambda: self.pace.turn)
+        self._poller = Poller(loop, clock, begin)
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out."""

@@ -31,8 +31,8 @@ class Poller:
 
     __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_owners", "_turn")
 
-    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turn: Callable[[], float]) -> None:
-        """``turn``: for how many seconds to go on while others wait (``pace``)."""
+    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turn: Callable[[float], float]) -> None:
+        """``turn(now)``: for how many seconds to go on while others wait; 0: ask again later (``pace.Turns``)."""
         self._loop = loop
         self._clock = clock
         self._turn = turn
@@ -67,16 +67,20 @@ class Poller:
         gone = self._gone
         owners = self._owners
         clock = self._clock
-        turn = self._turn()
+        now = clock()
+        turn = self._turn(now)
         at_once = max(round(turn / EVENT), 1)  # what is taken must be done: the kernel puts it behind the others
-        until = clock() + turn
-        while True:
+        until = now + turn
+        while now < until:
             gone.clear()
             ready = epoll.poll(0, at_once)
             for fd, events in ready:
                 if fd not in gone:
                     owners[fd].on_ready(events)
-            if len(ready) < at_once or at_once > 1 or epoll.closed or clock() > until:
+            if len(ready) < at_once or at_once > 1 or epoll.closed:
+                return
+            now = clock()
+            if not self._turn(now):
                 return
 
     def close(self) -> None:

@@ -101,7 +101,7 @@ async def test_silence_is_silence(allowed: Beyond, table: Table) -> None:
 
 async def test_why_there_is_none(world: World, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_fds()
-    host = HostNetwork(asyncio.get_running_loop(), lambda: 0.0, lambda: None)
+    host = HostNetwork(asyncio.get_running_loop(), lambda: 0.0, lambda: None, lambda now: 1.0)
     for ip in (OUTSIDE, "2001:db8::2"):
         assert host.open_echo(Flow(table, ip)) == ADMIN_PROHIBITED  # type: ignore[arg-type]
     world.host.sysctl("ping_group_range", f"{os.getgid()} {os.getgid()}")

@@ -14,9 +14,9 @@ import pytest
 from netd.relay.poller import END, EVENT, READ, WRITE, Poller
 
 
-@pytest.fixture(params=[8, 0], ids=["alone", "beside others"])
+@pytest.fixture(params=[8, 0.1], ids=["alone", "beside others"])
 async def poller(request: pytest.FixtureRequest) -> AsyncIterator[Poller]:
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda: request.param * EVENT)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda now: request.param * EVENT)
     yield poller
     poller.close()
 
@@ -121,3 +121,26 @@ async def test_an_end_is_told_to_whoever_waits_for_anything(poller: Poller) -> N
         b.close()
         await asyncio.wait_for(owner.event.wait(), 5)
         assert owner.told[0] & READ and owner.told[0] & END
+
+
+async def test_nobody_is_told_out_of_turn() -> None:
+    """The loop asks again until it is this network's turn."""
+    asked: list[float] = []
+    turn = 0.0
+
+    def begin(now: float) -> float:
+        asked.append(now)
+        return turn
+
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, begin)
+    a, b = pair()
+    with a, b:
+        owner = Waiting(lambda: poller.end(a.fileno()))
+        poller.begin(a.fileno(), WRITE, owner)
+        while len(asked) < 5:
+            await asyncio.sleep(0)
+        assert owner.told == []
+        turn = EVENT
+        await asyncio.wait_for(owner.event.wait(), 5)
+        assert owner.told == [WRITE]
+    poller.close()

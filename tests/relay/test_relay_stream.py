@@ -61,7 +61,7 @@ async def begin() -> AsyncIterator[Begin]:
     """Connects, within one call as a frame's."""
 
     loop = asyncio.get_running_loop()
-    poller = Poller(loop, time.monotonic, lambda: 1e-3)
+    poller = Poller(loop, time.monotonic, lambda now: 1e-3)
 
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
         stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
