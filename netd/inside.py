@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 OpenSockets = Callable[[Sequence[SocketPlan]], Awaitable[list[int | str]]]
 
 _KINDS = {
-    (version, protocol): (family, kind)
+    (version, protocol): (int(family), kind | socket.SOCK_NONBLOCK)  # as the agent has made them
     for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6))
     for protocol, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM))
 }
@@ -112,11 +112,11 @@ class Inside:
         self.later(self._supply(family, protocol, count))
 
     async def _supply(self, family: int, protocol: str, count: int) -> None:
-        sockets: list[socket.socket] = []
+        sockets: list[socket.SocketType] = []
         try:
             answers = await self._open_sockets([SocketPlan("connect", family, protocol, count=min(count, _AT_ONCE))])
             kind = _KINDS[family, protocol]
-            sockets = [socket.socket(*kind, 0, answer) for answer in answers if isinstance(answer, int)]
+            sockets = [socket.SocketType(*kind, 0, answer) for answer in answers if isinstance(answer, int)]
         except NetdError as error:
             logger.warning("no way to the guest's loopback: %s", error)
         self.inward.supply(family, protocol, sockets)

@@ -132,7 +132,7 @@ class Datagrams(UdpSocket):
             self._on_close(self._guest + self._port.to_bytes(2, "big"))
 
 
-def _hand_over_runs(sock: socket.socket) -> bool:
+def _hand_over_runs(sock: socket.SocketType) -> bool:
     """UDP_GRO, and the TOS with it; False where the kernel has it not."""
     try:
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)

@@ -45,7 +45,7 @@ REASONS: Final = {
 }
 
 
-def watch(sock: socket.socket) -> None:
+def watch(sock: socket.SocketType) -> None:
     """Have the kernel keep an error queue for ``sock``."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
@@ -64,7 +64,7 @@ def local_error(family: int, number: int) -> HostError | None:
     return HostError(icmpv4.DEST_UNREACHABLE, reason)
 
 
-def read_error(sock: socket.socket) -> tuple[Sockaddr, HostError | None, bytes] | None:
+def read_error(sock: socket.SocketType) -> tuple[Sockaddr, HostError | None, bytes] | None:
     """One entry of the queue: (the peer, what the guest is to hear, the datagram it is about). None: it is empty."""
     try:
         quoted, ancillary, _, peer = sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)

@@ -17,7 +17,8 @@ from netd.errors import InvalidSpec, LimitReached, NoSuchPort
 from netd.relay.listeners import Kept, check, listen, release
 from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.splice import Splice
-from netd.relay.stream import Stream, prepare
+from netd.relay.stream import Stream
+from netd.relay.tcp_socket import TcpSocket, accept, prepare
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
 
@@ -178,7 +179,7 @@ class Forwards:
         until = now + self._host.pace.turn
         for _ in range(ACCEPTS):
             try:
-                sock, client = listener.accept()
+                sock, client = accept(listener)
             except BlockingIOError:
                 break
             except OSError as e:
@@ -192,7 +193,6 @@ class Forwards:
                 if self._clock() > until:
                     break
                 continue
-            sock.setblocking(False)
             src = self._addressing.seen_as(ip, len(guest))
             stream = self._host.new_stream(sock)
             connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
@@ -208,12 +208,12 @@ class Forwards:
                 break
         self._flush()
 
-    def _splice(self, inward: Inward, forward: Forward, sock: socket.socket, guest: bytes, port: int) -> None:
+    def _splice(self, inward: Inward, forward: Forward, sock: TcpSocket, guest: bytes, port: int) -> None:
         def joined(splice: Splice) -> None:
             forward.splices.add(splice)
             splice.on_close = partial(forward.splices.discard, splice)
 
-        def by_ipv4(sock: socket.socket) -> None:
+        def by_ipv4(sock: TcpSocket) -> None:
             inward.accept(sock, self.address_of(self._addressing.guest), port, joined)
 
         if self.to_loopback:

@@ -11,7 +11,7 @@ from typing import Final
 UNSET: Final = -1
 
 
-def carry(sock: socket.socket, before: int, hops: int) -> int:
+def carry(sock: socket.SocketType, before: int, hops: int) -> int:
     """Let the next datagram of ``sock`` have them; what to remember. Never raises."""
     six = sock.family == socket.AF_INET6
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from netd.relay.resolver import Resolver
 from netd.relay.sockaddr import resolve
 from netd.relay.source import ANYWHERE, Source
 from netd.relay.stream import Address, Pace, Stream
+from netd.relay.tcp_socket import TcpSocket
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
 
@@ -56,7 +56,7 @@ class HostNetwork:
         if outbox.flow is not None:
             outbox.flush()
 
-    def new_stream(self, sock: socket.socket | None) -> Stream:
+    def new_stream(self, sock: TcpSocket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
         return Stream(self._loop, self._clock, self._flush, self.pace, self._poller, sock)
 

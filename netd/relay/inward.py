@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from netd.relay.sockaddr import Sockaddr, sockaddr
 from netd.relay.splice import Splice, Splices, reset
+from netd.relay.tcp_socket import TcpSocket
 from netd.relay.udp_relay import Control, UdpClients
 
 READY: Final = 8  # sockets of a kind; more are asked for when it is fewer than half of them
@@ -31,15 +32,15 @@ Kind = tuple[int, str]
 
 
 class _Waiting(NamedTuple):
-    accepted: socket.socket
+    accepted: TcpSocket
     ip: bytes
     port: int
     on_splice: Callable[[Splice], None] | None
-    on_refused: Callable[[socket.socket], None] | None
+    on_refused: Callable[[TcpSocket], None] | None
 
 
 class _Late(NamedTuple):
-    listener: socket.socket
+    listener: socket.SocketType
     client: Sockaddr
     control: Control
     payload: bytes
@@ -55,7 +56,7 @@ class Inward:
         self._splices = splices
         self._clients = clients
         self._refill = refill
-        self._ready: dict[Kind, list[socket.socket]] = {}
+        self._ready: dict[Kind, list[socket.SocketType]] = {}
         self._target: dict[Kind, int] = {}  # how many shall be ready
         self._starved: set[Kind] = set()  # since it was asked
         self._calm: dict[Kind, float] = {}  # from when on that is READY again
@@ -67,11 +68,11 @@ class Inward:
 
     def accept(
         self,
-        accepted: socket.socket,
+        accepted: TcpSocket,
         address: bytes,
         port: int,
         on_splice: Callable[[Splice], None] | None = None,
-        on_refused: Callable[[socket.socket], None] | None = None,
+        on_refused: Callable[[TcpSocket], None] | None = None,
     ) -> None:
         """Join ``accepted``, which is ours from now on, to ``address``:``port`` in the namespace. ``on_splice`` is
         called with the connection if there is one, now or later, ``on_refused`` with ``accepted``, which is the
@@ -89,7 +90,7 @@ class Inward:
             return
         waiting.append(wanted)
 
-    def _connect(self, wanted: _Waiting, sock: socket.socket) -> None:
+    def _connect(self, wanted: _Waiting, sock: TcpSocket) -> None:
         splice = self._splices.connect(
             wanted.accepted, sock, sockaddr(wanted.ip, wanted.port), on_refused=wanted.on_refused
         )
@@ -98,7 +99,7 @@ class Inward:
 
     def carry(
         self,
-        listener: socket.socket,
+        listener: socket.SocketType,
         client: Sockaddr,
         control: Control,
         payload: Buffer,
@@ -121,11 +122,11 @@ class Inward:
                 return
         self._clients.carry(listener, client, control, payload, sockaddr(address, port), partial(self._take, kind))
 
-    def clients_of(self, listener: socket.socket) -> int:
+    def clients_of(self, listener: socket.SocketType) -> int:
         """How many clients of ``listener`` there are."""
         return self._clients.counts()[listener.fileno()]
 
-    def forget(self, listener: socket.socket) -> None:
+    def forget(self, listener: socket.SocketType) -> None:
         """End all clients of ``listener``, which is about to be closed."""
         self._clients.forget(listener)
         for kind, late in self._late.items():
@@ -133,7 +134,7 @@ class Inward:
 
     # -- sockets that are ready ----------------------------------------------------------------------------------
 
-    def _take(self, kind: Kind) -> socket.socket | None:
+    def _take(self, kind: Kind) -> socket.SocketType | None:
         ready = self._ready.setdefault(kind, [])
         if not ready:
             self._starved.add(kind)
@@ -158,7 +159,7 @@ class Inward:
         missing = target - len(self._ready[kind]) + len(self._waiting.get(kind, ())) + len(self._late.get(kind, ()))
         self._refill(*kind, min(missing, READY_MAX))
 
-    def supply(self, family: int, protocol: str, sockets: list[socket.socket]) -> None:
+    def supply(self, family: int, protocol: str, sockets: list[socket.SocketType]) -> None:
         """What ``refill`` asked for: bare sockets, which are ours from now on. None at all is a refusal."""
         kind = (family, protocol)
         asked = self._asked.pop(kind, None)

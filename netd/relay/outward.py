@@ -15,7 +15,7 @@ from typing import Final
 
 from netd.relay.sockaddr import Sockaddr, family_of, packed
 from netd.relay.splice import Splice, Splices, reset
-from netd.relay.stream import prepare
+from netd.relay.tcp_socket import accept, prepare
 from netd.relay.udp_relay import UdpClients, UdpEntrance
 from netd.specs import LoopbackPort
 
@@ -124,7 +124,7 @@ class Outward:
     def _on_accept(self, port: _Port, listener: socket.socket) -> None:
         for _ in range(ACCEPTS):
             try:
-                accepted, client = listener.accept()
+                accepted, client = accept(listener)
             except BlockingIOError:
                 break
             except OSError as e:
@@ -165,5 +165,5 @@ def loopback(family: int, port: int) -> Sockaddr:
     return ("::1", port, 0, 0) if family == socket.AF_INET6 else ("127.0.0.1", port)
 
 
-def _open(family: int, kind: int) -> socket.socket:
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _open(family: int, kind: int) -> socket.SocketType:
+    return socket.SocketType(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -24,18 +24,18 @@ class Source:
     interface6: str = ""
     zone: str = ""
 
-    def bind(self, sock: socket.socket, to: str = "", later: bool = True) -> None:
+    def bind(self, sock: socket.SocketType, to: str = "", later: bool = True) -> None:
         """Bind a new socket by its family, unless it is for ``to`` on this machine's loopback. OSError.
 
         ``later``: leave the port to connect, as it should be for TCP.
         """
-        if to.startswith("127.") or to == "::1":
-            return
-        six = sock.family == socket.AF_INET6
+        six = ":" in to if to else sock.family == socket.AF_INET6
         interface = self.interface6 if six else self.interface
+        ip = self.ip6 if six else self.ip
+        if (not interface and not ip) or to.startswith("127.") or to == "::1":
+            return
         if interface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode("utf-8", "surrogateescape"))
-        ip = self.ip6 if six else self.ip
         if ip:
             if later:
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)

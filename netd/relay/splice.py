@@ -18,14 +18,14 @@ import fcntl
 import os
 import select
 import socket
-import struct
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from netd.relay.sockaddr import Sockaddr
-from netd.relay.stream import Pace, prepare
+from netd.relay.stream import Pace
+from netd.relay.tcp_socket import TcpSocket, prepare, reset_on_close
 
 CONNECTIONS_MAX: Final = 4096  # of a network
 PIPE_SIZE: Final = 256 << 10  # an unprivileged user's pipes may have 64 MiB together (pipe(7), pipe-user-pages-soft)
@@ -42,7 +42,6 @@ _MORE: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EP
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 _PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
 _buffer: Final = memoryview(bytearray(TALK))  # one piece at a time passes, in all networks
 
@@ -55,7 +54,7 @@ class _Side:
     from_it: _Half
     to_it: _Half
 
-    def __init__(self, sock: socket.socket, splice: Splice) -> None:
+    def __init__(self, sock: TcpSocket, splice: Splice) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.splice = splice
@@ -83,7 +82,7 @@ class Splice:
     __slots__ = ("_owner", "accepted", "connecting", "on_close", "outgoing")
 
     def __init__(
-        self, owner: Splices, accepted: socket.socket, outgoing: socket.socket, on_close: Callable[[], None] | None
+        self, owner: Splices, accepted: TcpSocket, outgoing: TcpSocket, on_close: Callable[[], None] | None
     ) -> None:
         self._owner: Splices | None = owner
         self.on_close = on_close
@@ -140,14 +139,14 @@ class Splices:
 
     def connect(
         self,
-        accepted: socket.socket,
-        outgoing: socket.socket,
+        accepted: TcpSocket,
+        outgoing: TcpSocket,
         address: Sockaddr,
         on_close: Callable[[], None] | None = None,
-        on_refused: Callable[[socket.socket], None] | None = None,
+        on_refused: Callable[[TcpSocket], None] | None = None,
     ) -> Splice | None:
         """Connect ``outgoing`` to ``address`` and join it to ``accepted``, whose listener has been prepared
-        (``stream.prepare``). Both are ours from now on.
+        (``tcp_socket.prepare``). Both are ours from now on.
 
         None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called. Where
         nobody listens ``on_refused`` gets it instead.
@@ -397,7 +396,7 @@ class Splices:
                 self._held -= len(side.from_it.rest)
                 side.from_it.rest = None
             if reset:
-                _reset_on_close(side.sock)
+                reset_on_close(side.sock)
             side.sock.close()
         if splice.on_close is not None:
             splice.on_close()
@@ -415,26 +414,19 @@ class Splices:
                 os.close(fd)
 
 
-def reset(sock: socket.socket) -> None:
+def reset(sock: TcpSocket) -> None:
     """RST to the peer, and close."""
-    _reset_on_close(sock)
+    reset_on_close(sock)
     sock.close()
 
 
-def _refuse(accepted: socket.socket, outgoing: socket.socket) -> Splice | None:
+def _refuse(accepted: TcpSocket, outgoing: TcpSocket) -> Splice | None:
     outgoing.close()
     reset(accepted)
     return None
 
 
-def _reset_on_close(sock: socket.socket) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    except OSError:
-        pass  # the kernel has reset it already
-
-
-def _with_itself(sock: socket.socket, address: Sockaddr) -> bool:
+def _with_itself(sock: TcpSocket, address: Sockaddr) -> bool:
     """Nobody listens, and the kernel's choice of a source port was the port asked for (RFC 9293 §3.5, figure 7)."""
     try:
         return bool(sock.getsockname()[:2] == address[:2])

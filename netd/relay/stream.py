@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -15,11 +14,10 @@ from typing import Final, Protocol
 from netd.relay.poller import END, READ, WRITE, Poller
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
+from netd.relay.tcp_socket import TcpSocket, open_for, prepare, reset_on_close
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
-
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
 _PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 # A connect's failure as what the guest is told.
@@ -38,24 +36,6 @@ _REFUSALS: Final = {
 Address = Sockaddr
 
 
-def open_stream_socket(address: Address, source: Source) -> socket.socket:
-    """A non-blocking TCP socket for ``address``, bound to ``source``. OSError."""
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        source.bind(sock, address[0])
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def prepare(sock: socket.socket) -> None:
-    """The options of a connection's socket, or of a listener: those it accepts inherit them (tcp(7))."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done its Nagle already
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # after net.ipv4.tcp_keepalive_time, two hours
-
-
 class Pace(Protocol):
     """For how many seconds to read on from one socket while others wait."""
 
@@ -70,6 +50,7 @@ class Stream:
         "_closed",
         "_connecting",  # the addresses left, and the source, while the kernel connects
         "_flush",
+        "_fresh",
         "_loop",
         "_pace",
         "_poller",
@@ -81,6 +62,7 @@ class Stream:
         "sock",
     )
 
+    __deletable__ = ("connection",)
     connection: GuestStream
 
     def __init__(
@@ -90,7 +72,7 @@ class Stream:
         flush: Callable[[], None],
         pace: Pace,
         poller: Poller,
-        sock: socket.socket | None,
+        sock: TcpSocket | None,
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -100,6 +82,7 @@ class Stream:
         self._poller = poller
         self._waits = 0
         self._closed = False
+        self._fresh = False  # connected, nothing read yet: the host's peer has hardly had the time to say anything
         self._connecting: tuple[list[Address], Source] | None = None
         self._trying: TimerHandle | None = None
         self.on_close: Callable[[Stream], None] | None = None
@@ -124,6 +107,7 @@ class Stream:
         if error:
             self.connection.host_refused(_REFUSALS.get(error, RESET), self._clock())
         else:
+            self._fresh = True
             self.connection.host_connected(self._clock())
         self._flush()
 
@@ -133,7 +117,7 @@ class Stream:
         while addresses:
             address, addresses = addresses[0], addresses[1:]
             try:
-                sock = open_stream_socket(address, source)
+                sock = open_for(address, source)
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
@@ -154,7 +138,7 @@ class Stream:
             sock.close()
         return error
 
-    def _on_connect(self, sock: socket.socket, addresses: list[Address], source: Source) -> None:
+    def _on_connect(self, sock: TcpSocket, addresses: list[Address], source: Source) -> None:
         self._stop_trying()
         self._connecting = None
         self._wait(sock, 0)
@@ -202,7 +186,7 @@ class Stream:
         if self.sock is not None:
             self._wait(self.sock, self._waits | WRITE)
 
-    def _on_writable(self, sock: socket.socket) -> None:
+    def _on_writable(self, sock: TcpSocket) -> None:
         self._wait(sock, self._waits & ~WRITE)
         self.connection.host_writable(self._clock())
         self._flush()
@@ -219,7 +203,13 @@ class Stream:
 
     def resume(self, now: float) -> None:
         """Read now, and go on when there is more."""
-        if self.sock is not None and not self._waits & READ:
+        sock = self.sock
+        if sock is None or self._waits & READ:
+            return
+        if self._fresh:
+            self._fresh = False
+            self._wait(sock, self._waits | READ)
+        else:
             self._pull(now)
 
     def _pull(self, now: float, end: int = 0) -> None:
@@ -263,7 +253,7 @@ class Stream:
             self._wait(sock, self._waits | READ)
 
     @staticmethod
-    def _is_empty(sock: socket.socket) -> bool:
+    def _is_empty(sock: TcpSocket) -> bool:
         """Whether the end is next; a short read may have stopped at urgent data (tcp(7))."""
         try:
             return not sock.recv(1, socket.MSG_PEEK)
@@ -286,7 +276,7 @@ class Stream:
             self._pull(self._clock(), events & END)
             self._flush()
 
-    def _wait(self, sock: socket.socket, events: int) -> None:
+    def _wait(self, sock: TcpSocket, events: int) -> None:
         """For these from now on."""
         before = self._waits
         if events == before:
@@ -319,24 +309,21 @@ class Stream:
 
     def abort(self) -> None:
         """RST to the host's peer."""
-        self._reset_on_close()
+        if self.sock is not None:
+            reset_on_close(self.sock)
         self.close()
 
     def cut(self) -> None:
         """RST to both sides: the owner wants the connection gone, and neither may take that for the stream's end."""
-        self._reset_on_close()
-        self.connection.host_reset(self._clock())
-
-    def _reset_on_close(self) -> None:
         if self.sock is not None:
-            try:
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except OSError:
-                pass  # the kernel has reset it already
+            reset_on_close(self.sock)
+        self.connection.host_reset(self._clock())
 
     def close(self) -> None:
         """Close the socket; what the kernel still holds is delivered."""
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            del self.connection  # which has this stream: nobody else would free the two
         self._stop_trying()
         sock, self.sock = self.sock, None
         if sock is None:

@@ -43,7 +43,7 @@ class UdpListener(UdpSocket):
         clock: Callable[[], float],
         flush: Callable[[], None],
         table: UdpTable,
-        sock: socket.socket,
+        sock: socket.SocketType,
         guest: Callable[[bytes], bytes],
         port: int,
     ) -> None:

@@ -34,7 +34,7 @@ class _Client:
 
     __slots__ = ("address", "control", "deadline", "listener", "sock")
 
-    def __init__(self, listener: socket.socket, address: Sockaddr, sock: socket.socket) -> None:
+    def __init__(self, listener: socket.SocketType, address: Sockaddr, sock: socket.SocketType) -> None:
         self.listener = listener
         self.address = address
         self.sock = sock
@@ -69,19 +69,19 @@ class UdpClients:
         """How many clients each listener has, by its descriptor."""
         return self._counts
 
-    def knows(self, listener: socket.socket, address: Sockaddr) -> bool:
+    def knows(self, listener: socket.SocketType, address: Sockaddr) -> bool:
         """Whether the next datagram of that client needs no new socket."""
         client = self._clients.get((listener.fileno(), address))
         return client is not None and client.listener is listener
 
     def carry(
         self,
-        listener: socket.socket,
+        listener: socket.SocketType,
         address: Sockaddr,
         control: Control,
         payload: bytes | memoryview,
         service: Sockaddr,
-        open_socket: Callable[[], socket.socket | None],
+        open_socket: Callable[[], socket.SocketType | None],
     ) -> None:
         """A datagram that ``listener`` had from ``address`` goes to ``service``, by a new socket of ``open_socket``'s
         (OSError, None: there can be none) if it is the first. ``control`` is what the answers are sent with."""
@@ -111,10 +111,10 @@ class UdpClients:
 
     def _open(
         self,
-        listener: socket.socket,
+        listener: socket.SocketType,
         address: Sockaddr,
         service: Sockaddr,
-        open_socket: Callable[[], socket.socket | None],
+        open_socket: Callable[[], socket.SocketType | None],
     ) -> _Client | None:
         if len(self._clients) >= self._limit:
             self.evicted += 1
@@ -175,7 +175,7 @@ class UdpClients:
             self._loop.remove_reader(client.sock.fileno())
             client.sock.close()
 
-    def forget(self, listener: socket.socket) -> None:
+    def forget(self, listener: socket.SocketType) -> None:
         """End all clients of ``listener``, which is about to be closed."""
         for key, client in list(self._clients.items()):
             if client.listener is listener:
@@ -218,9 +218,9 @@ class UdpEntrance:
         loop: AbstractEventLoop,
         clients: UdpClients,
         on_event: Callable[[], None],
-        sock: socket.socket,
+        sock: socket.SocketType,
         service: Sockaddr,
-        open_socket: Callable[[], socket.socket | None],
+        open_socket: Callable[[], socket.SocketType | None],
     ) -> None:
         self._loop = loop
         self._clients = clients

@@ -55,7 +55,7 @@ class UdpSocket(ABC):
         clock: Callable[[], float],
         flush: Callable[[], None],
         table: UdpTable,
-        sock: socket.socket,
+        sock: socket.SocketType,
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -68,7 +68,7 @@ class UdpSocket(ABC):
         watch(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SO_BUFFER)
-        self._sock: socket.socket | None = sock
+        self._sock: socket.SocketType | None = sock
         loop.add_reader(sock.fileno(), self._on_readable)
 
     # -- to the host ---------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class UdpSocket(ABC):
     def _receive(self) -> None:
         """Take what has come."""
 
-    def _read_errors(self, sock: socket.socket) -> bool:
+    def _read_errors(self, sock: socket.SocketType) -> bool:
         """True if there was one."""
         found = False
         for _ in range(ERRORS):

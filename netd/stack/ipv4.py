@@ -13,10 +13,11 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, ipv4
 
-_unpack: Final = ipv4.HEADER.unpack_from
+_unpack: Final = ipv4.FRONT.unpack_from
 _AT: Final = ethernet.SIZE
 _DHCP: Final = b"\x00\x43"  # the server's port, 67
 _L4: Final = ethernet.SIZE + ipv4.SIZE
+_FRONT: Final = ethernet.SIZE + ipv4.FRONT_SIZE
 
 
 class Ipv4:
@@ -44,7 +45,9 @@ class Ipv4:
         """One frame, at least Ethernet's and IPv4's headers long; see ``Interface.from_guest``."""
         counters = self._counters
         size = len(frame)
-        version_ihl, _, length, ident, fragment, _, protocol, _, src, dst = _unpack(frame, _AT)
+        if size < _FRONT:  # a fragment can be as short
+            frame = memoryview(bytes(frame) + bytes(_FRONT - size))
+        version_ihl, length, fragment, protocol, key = _unpack(frame, _AT)
         end = _AT + length
         if version_ihl == 0x45:
             at = _L4
@@ -60,24 +63,25 @@ class Ipv4:
             counters.drop_bad_checksum += 1
             return
         if fragment & (ipv4.MF | ipv4.OFFSET):
-            self._fragment(frame, at, end, ident, fragment, protocol, src, dst, now)
+            self._fragment(frame, at, end, fragment, protocol, now)
             return
+        if at != _L4 or end < _FRONT:
+            key = key[:8] + bytes(frame[at : min(at + 4, end)])
         if protocol == ipv4.TCP:
-            key = bytes(frame[26:38]) if at == _L4 and end >= 38 else src + dst + bytes(frame[at : at + 4])
-            if key not in self._tcp.connections and not self._source_allowed(frame, src):
+            if key not in self._tcp.connections and not self._source_allowed(frame, key[:4]):
                 return
             self._tcp.from_guest(frame, at, end, key, vouched, now)
         elif protocol == ipv4.UDP:
-            key = bytes(frame[26:38]) if at == _L4 and end >= 38 else src + dst + bytes(frame[at : at + 4])
             if key not in self._udp.flows:
                 if key[-2:] == _DHCP and self._udp.dhcp(frame, at, end, key, now):
                     return
-                if not self._source_allowed(frame, src):
+                if not self._source_allowed(frame, key[:4]):
                     return
             self._udp.from_guest(frame, at, end, key, vouched, segment, frame[22] << 8 | frame[15], now)
         elif protocol == ipv4.ICMP:
+            src = key[:4]
             if self._source_allowed(frame, src):
-                self._icmp.from_guest(frame, at, end, src, dst, frame[22] << 8 | frame[15], now)
+                self._icmp.from_guest(frame, at, end, src, key[4:8], frame[22] << 8 | frame[15], now)
         else:
             counters.drop_protocol += 1
 
@@ -94,20 +98,18 @@ class Ipv4:
         frame: memoryview,
         at: int,
         end: int,
-        ident: int,
         fragment: int,
         protocol: int,
-        src: bytes,
-        dst: bytes,
         now: float,
     ) -> None:
         """Part of a datagram; the last missing one takes the whole datagram through again."""
+        src, dst = bytes(frame[26:30]), bytes(frame[30:34])
         if is_group(dst) or dst == self._addressing.broadcast:
             self._counters.drop_group += 1
             return
         if not self._source_allowed(frame, src):
             return
-        key = src + dst + bytes((protocol, ident >> 8, ident & 255))
+        key = src + dst + bytes((protocol, frame[_AT + 4], frame[_AT + 5]))
         more = bool(fragment & ipv4.MF)
         offset = (fragment & ipv4.OFFSET) << 3
         quote = bytes(frame[_AT : min(at + 8, end)])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from netd.stack.addressing import LOOPBACK, Addressing, is_remote
 from netd.wire import dns, icmpv4, ipv6
@@ -14,8 +13,7 @@ DROP: Final = 2  # silently, counted
 REFUSE: Final = 3  # answered with ICMP destination unreachable, ``reason``
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """``kind``; the host-side address for DIRECT; the reason (an ICMPv4 code, in either family) for REFUSE."""
 
     kind: int

@@ -9,6 +9,8 @@ from netd.wire import checksum
 
 HEADER: Final = Struct("!BBHHHBBH4s4s")
 SIZE: Final = 20
+FRONT: Final = Struct("!BxH2xHxB2x12s")  # version_ihl length fragment protocol; addresses and what follows: ports
+FRONT_SIZE: Final = FRONT.size
 
 ICMP: Final = 1
 TCP: Final = 6

@@ -6,6 +6,7 @@ from struct import Struct
 from typing import Final
 
 HEADER: Final = Struct("!HHIIHHHH")
+FRONT: Final = Struct("!4xIIHH")  # seq ack offset_flags wnd
 SIZE: Final = 20
 CHECKSUM_OFFSET: Final = 16
 

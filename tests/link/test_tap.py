@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from netd.link.tap import BATCH, FRAME_MAX, Tap, is_attached
+from netd.link.tap import BATCH, FRAME_MAX, SMALL, Tap, is_attached
 from netd.netns.plan import TapPlan
 from netd.netns.tun import open_tap
 from netd.wire import checksum, ethernet, ipv4, tcp, udp, vnet_hdr
@@ -72,11 +73,48 @@ def test_frames_come_in_order_and_no_more_than_a_batch_at_once(link: Link) -> No
     sent = [frame(struct.pack("!I", number) + bytes(60)) for number in range(BATCH * 2 + 10)]
     for one in sent:
         link.guest.send(one)
-    for size in (BATCH, BATCH, 10, 0):
+    for size in (1, BATCH, BATCH, 9, 0):  # the clock that says 7.0 stands still: they come close together
         got: list[tuple[bytes, float]] = []
         assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0, 1e9)  # type: ignore[misc]
         assert got == [(one, 7.0) for one in sent[:size]]
         del sent[:size]
+
+
+def test_no_read_in_vain_where_frames_come_one_by_one(link: Link) -> None:
+    far, near = time.monotonic() + 1000, 0.0
+
+    def take(now: float) -> int:
+        got: list[int] = []
+        assert link.tap.receive(lambda view, vouched, segment, now: got.append(len(view)), now, 1e9)
+        return len(got)
+
+    def send(*sizes: int) -> None:
+        for size in sizes:
+            link.guest.send(frame(bytes(size)))
+
+    send(60, 60)
+    assert take(far) == 1  # it was the only one, as far as anybody knows
+    assert take(near) == 1  # the loop has come back at once
+    send(60, 60, 60)
+    assert take(far) == 1
+    assert take(near) == 2
+    send(60, 60, 60)
+    assert take(far) == 3  # as the last time
+    send(60)
+    assert take(far) == 1
+    send(60, 60)
+    assert take(far) == 1
+    assert take(near) == 1
+
+
+def test_behind_a_large_frame_there_is_another_one(link: Link) -> None:
+    link.netns.ip("link set tap0 mtu 9000")
+    got: list[int] = []
+    for size in (SMALL, 60):
+        link.guest.send(frame(bytes(size)))
+    far = time.monotonic() + 1000
+    assert link.tap.receive(lambda view, vouched, segment, now: got.append(len(view)), far, 1e9)
+    assert got == [SMALL + 14, 74]
 
 
 def test_every_size_up_to_the_mtu(link: Link) -> None:

@@ -19,7 +19,7 @@ from netd.relay.inward import Inward
 from netd.relay.outward import Outward
 from netd.relay.sockaddr import packed
 from netd.relay.splice import Splices
-from netd.relay.stream import prepare
+from netd.relay.tcp_socket import prepare
 from netd.relay.udp_relay import IDLE, UdpClients, UdpEntrance
 from netd.specs import LoopbackPort
 from tests.lab import Netns, World, aside, both_ways, open_fds, until

@@ -26,7 +26,7 @@ from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 if TYPE_CHECKING:
     from netd.stack.timers import Timers
 
-_unpack: Final = tcp.HEADER.unpack_from
+_unpack: Final = tcp.FRONT.unpack_from
 _MIN_MSS: Final = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
 
 
@@ -84,7 +84,7 @@ class TcpTable:
         if size < tcp.SIZE:
             counters.drop_short += 1
             return
-        _, _, seq, ack, offset_flags, wnd, _, _ = _unpack(frame, at)
+        seq, ack, offset_flags, wnd = _unpack(frame, at)
         data_at = at + (offset_flags >> 12 << 2)
         if data_at < at + tcp.SIZE or data_at > end:
             counters.drop_bad_header += 1
