@@ -15,10 +15,11 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, icmpv6, ipv6
 
-_unpack: Final = ipv6.HEADER.unpack_from
+_unpack: Final = ipv6.FRONT.unpack_from
 _AT: Final = ethernet.SIZE
 _DHCP: Final = b"\x02\x23"  # the server's port, 547
 _L4: Final = ethernet.SIZE + ipv6.SIZE
+_FRONT: Final = ethernet.SIZE + ipv6.FRONT_SIZE
 _ERRONEOUS: Final = 0  # codes of a parameter problem, RFC 4443 §3.4
 _UNRECOGNIZED: Final = 1
 
@@ -52,7 +53,9 @@ class Ipv6:
         """One frame, at least Ethernet's and IPv6's headers long; see ``Interface.from_guest``."""
         counters = self._counters
         size = len(frame)
-        version_class_flow, length, protocol, hop_limit, src, dst = _unpack(frame, _AT)
+        if size < _FRONT:  # a packet without a payload, or hardly any
+            frame = memoryview(bytes(frame) + bytes(_FRONT - size))
+        version_class_flow, length, protocol, hop_limit, key = _unpack(frame, _AT)
         at, end, named_at = _L4, _L4 + length, _AT + ipv6.NEXT_HEADER_OFFSET
         if version_class_flow >> 28 != 6 or end > size:
             counters.drop_bad_header += 1
@@ -66,19 +69,19 @@ class Ipv6:
                 if reassembled:  # a fragment in a fragment: nobody makes these, and they would nest without end
                     counters.drop_fragment += 1
                     return
-                self._fragment(frame, at, end, src, dst, now)
+                self._fragment(frame, at, end, key[:16], key[16:32], now)
                 return
+        if at != _L4 or length < 4:
+            key = key[:32] + bytes(frame[at : min(at + 4, end)])
         if protocol == ipv6.TCP:
-            key = bytes(frame[22:58]) if at == _L4 and length >= 4 else src + dst + bytes(frame[at : at + 4])
-            if key not in self._tcp.connections and not self._source_allowed(frame, src):
+            if key not in self._tcp.connections and not self._source_allowed(frame, key[:16]):
                 return
             self._tcp.from_guest(frame, at, end, key, vouched, now)
         elif protocol == ipv6.UDP:
-            key = bytes(frame[22:58]) if at == _L4 and length >= 4 else src + dst + bytes(frame[at : at + 4])
             if key not in self._udp.flows:
                 if key[-2:] == _DHCP and self._udp.dhcp(frame, at, end, key, now):
                     return
-                if not self._source_allowed(frame, src):
+                if not self._source_allowed(frame, key[:16]):
                     return
             hops = hop_limit << 8 | version_class_flow >> 20 & 0xFF
             self._udp.from_guest(frame, at, end, key, vouched, segment, hops, now)
@@ -86,15 +89,15 @@ class Ipv6:
             if reassembled and at < end and frame[at] in TYPES:
                 counters.drop_ndp += 1  # RFC 6980 §5
                 return
-            self._icmpv6(frame, at, end, src, dst, hop_limit << 8 | version_class_flow >> 20 & 0xFF, now)
+            self._icmpv6(frame, at, end, key[:16], key[16:32], hop_limit << 8 | version_class_flow >> 20 & 0xFF, now)
         elif protocol == ipv6.NO_NEXT:
             counters.drop_protocol += 1
-        elif self._source_allowed(frame, src):
+        elif self._source_allowed(frame, key[:16]):
             counters.drop_protocol += 1
-            if dst[0] != 0xFF:
+            if key[16] != 0xFF:
                 # RFC 8200 §4, §4.4: the pointer is where the unrecognized next header, or routing type, is named
                 code, at = (_ERRONEOUS, at + 2) if protocol == ipv6.ROUTING else (_UNRECOGNIZED, named_at)
-                self._output.icmp(src, icmpv6.PARAMETER_PROBLEM, code, at - _AT, frame[_AT:end][:ERROR_MAX])
+                self._output.icmp(key[:16], icmpv6.PARAMETER_PROBLEM, code, at - _AT, frame[_AT:end][:ERROR_MAX])
 
     def _icmpv6(self, frame: memoryview, at: int, end: int, src: bytes, dst: bytes, hops: int, now: float) -> None:
         counters = self._counters

@@ -9,6 +9,8 @@ from netd.wire.checksum import Bytes
 
 HEADER: Final = Struct("!IHBB16s16s")
 SIZE: Final = 40
+FRONT: Final = Struct("!IHBB36s")  # version_class_flow length next_header hop_limit; addresses and what follows: ports
+FRONT_SIZE: Final = FRONT.size
 LENGTH_OFFSET: Final = 4
 NEXT_HEADER_OFFSET: Final = 6
 MTU_MIN: Final = 1280  # RFC 8200 §5
