@@ -70,7 +70,7 @@ def probe(visit: Visit) -> None:
         for _ in range(11):
             before = time.perf_counter()
             done = subprocess.run(
-                [visit.program.binary, "--help"],
+                [visit.program.slirp4netns, "--help"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=10,

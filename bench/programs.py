@@ -55,6 +55,7 @@ class Program(ABC):
     def __init__(self, world: World, binary: str) -> None:
         self.world = world
         self.binary = binary
+        self.slirp4netns = binary  # what is called by that name
 
     def version(self) -> str:
         try:
@@ -180,6 +181,7 @@ class Netd(Program):
 
     def __init__(self, world: World, wrapper: list[str] | None = None) -> None:
         super().__init__(world, str(world.tree / "plugin" / "pasta"))
+        self.slirp4netns = str(Path(self.binary).with_name("slirp4netns"))
         self.command = wrapper or ["-m", "netd", "serve"]  # of the interpreter; a profiler has its own
         self.daemon: subprocess.Popen[str] | None = None
         self.folder = Path()
