@@ -142,7 +142,7 @@ class Network:
         turn = self._turns.begin(now)
         if not turn:
             return
-        alive = self._link.receive(self._interface.from_guest, now, turn)
+        alive = self._link.receive(self._interface.from_guest, now, turn, self._turns.goes_on(now))
         self._flush()
         if not alive:
             self._loop.remove_reader(self.tap.fd)
@@ -298,7 +298,7 @@ class Network:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
-            self._link.receive(self._interface.from_guest, clock(), 1.0)  # last words: a FIN, a datagram
+            self._link.receive(self._interface.from_guest, clock(), 1.0, True)  # last words: a FIN, a datagram
         self._closed = True
         self.rules.close()
         self._inside.close(kept)

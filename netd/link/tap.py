@@ -14,7 +14,6 @@ from netd.wire import vnet_hdr
 FRAME_MAX: Final = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
 BATCH: Final = 64  # frames per wake-up at most
 SMALL: Final = 2048  # bytes of a frame behind which there need not be another one
-NEAR: Final = 20e-6  # seconds: a frame so soon after the last one was there already when that was read
 
 Buffer = bytes | bytearray | memoryview
 
@@ -40,7 +39,7 @@ def is_attached(fd: int) -> bool:
 class Tap:
     """Owns ``fd`` (non-blocking). ``vnet``: frames carry a virtio_net_hdr of 10 bytes."""
 
-    __slots__ = ("_ended", "_iov", "_several", "_skip", "drops", "fd", "vnet")
+    __slots__ = ("_iov", "_several", "_skip", "drops", "fd", "vnet")
 
     def __init__(self, fd: int, vnet: bool) -> None:
         self.fd = fd
@@ -49,22 +48,23 @@ class Tap:
         self._skip = vnet_hdr.SIZE if vnet else 0
         self._iov = [_buffer]
         self._several = False  # the last wake-up brought more than one frame
-        self._ended = 0.0  # when the last frame had been delivered
 
-    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float) -> bool:
+    def receive(
+        self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float, drain: bool
+    ) -> bool:
         """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, segment, now)``, or as many as ``turn`` seconds from
         ``now`` allow, one at least; False once the device is gone.
 
         ``vouched``: the device says the layer-4 checksum is right or still to be completed (virtio_net.h).
         ``segment`` > 0: several UDP datagrams of that payload size in one frame (GSO_UDP_L4).
 
-        Where frames come one by one, small, only one is read: to see that there is no other takes as long as for the
-        loop to come back (a system call and an exception, some 4 us).
+        Without ``drain``, where frames come one by one, small, only one is read: to see that there is no other takes as
+        long as for the loop to come back (a system call and an exception, some 4 us).
         """
         fd, iov, skip = self.fd, self._iov, self._skip
         readv, clock = os.readv, monotonic
         view, buffer = _view, _buffer
-        drain = self._several or now - self._ended < NEAR
+        drain = drain or self._several
         count = 0
         try:
             until = now + turn
@@ -76,8 +76,7 @@ class Tap:
                     deliver(view[skip:size], buffer[0] != 0, segment, now)
                 else:
                     deliver(view[:size], False, 0, now)
-                self._ended = ended = clock()
-                if ended > until or not (drain or size > SMALL):
+                if clock() > until or not (drain or size > SMALL):
                     break
         except BlockingIOError:
             self._several = count > 1
