@@ -20,7 +20,7 @@ help: ## this list
 demo: packages venv ## a rootless container on netd, shown step by step, from nothing
 	@tests/machine/rootless -s -p $(PYTHON) tests/demo/demo
 
-test: packages lint compiled ## everything that this machine can test; names what it skipped, and why
+test: packages lint ## everything that this machine can test; names what it skipped, and why
 	@tests/machine/test
 
 check: lint unit ## the fast part: style, types, who imports whom, unit tests
