@@ -323,7 +323,10 @@ class Stream:
         """Close the socket; what the kernel still holds is delivered."""
         if not self._closed:
             self._closed = True
-            del self.connection  # which has this stream: nobody else would free the two
+            try:
+                del self.connection  # which has this stream: nobody else would free the two
+            except AttributeError:
+                pass  # there was no room for one
         self._stop_trying()
         sock, self.sock = self.sock, None
         if sock is None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -15,6 +16,7 @@ from netd.pace import Pace
 from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
 from netd.relay.stream import Address, Stream
+from netd.relay.tcp_socket import accept
 from netd.stack.ports import NET_UNREACHABLE, RESET
 
 
@@ -114,6 +116,33 @@ async def test_nothing_is_told_to_a_guest_that_gave_up(begin: Begin) -> None:
             stream.close()
         await asyncio.sleep(0.05)
         assert [told.words for _, told in ends] == [[], []]
+
+
+async def test_what_has_ended_is_freed_at_once(begin: Begin) -> None:
+    """Connection and stream know each other; a collector that comes by later costs more than all the rest."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        told.host = stream  # type: ignore[attr-defined]
+        gone = weakref.ref(told)
+        stream.close()
+        stream.close()
+        await asyncio.sleep(0.01)
+        del stream, told
+        assert gone() is None
+
+
+async def test_a_client_for_whom_there_is_no_room_is_reset(begin: Begin) -> None:
+    """No connection has been made for its stream."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        client = socket.create_connection(listener.getsockname())
+        sock, peer = accept(listener)
+        assert peer == client.getsockname()
+        poller = Poller(loop, time.monotonic, lambda now: 1e-3)
+        Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, sock).abort()
+        with client, pytest.raises(ConnectionResetError):
+            client.recv(1)
 
 
 async def test_no_address_at_all(begin: Begin) -> None:
