@@ -39,6 +39,7 @@ clock = time.monotonic
 NETNS: Final = "netns"  # the key in ``held`` of the namespace itself
 PCAP: Final = "pcap"  # the key in ``held`` of a file that frames are recorded in
 PORT: Final = "port-"  # how the key of a published port's listeners begins, in the store
+LAST_WORDS: Final = 0.2  # seconds for what a guest that ends has said
 _TICK: Final = 0.0005  # uvloop rounds to milliseconds: never to one that is too early, which would spin
 
 
@@ -79,6 +80,7 @@ class Network:
         self._free_dead = free_dead
         self._pace = pace
         self._turns = turns = Turns(pace)
+        self._postponed = self._lost = False
         self._timer: TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -90,7 +92,7 @@ class Network:
             self._link = Capture(self._link, os.dup(held[PCAP]), resumed=created > 0)
         if spec.trace:
             self._link = Trace(self._link, self._trace)
-        self._host = HostNetwork(loop, clock, self._flush, turns.begin, source)
+        self._host = HostNetwork(loop, clock, self._flush, turns, source)
         addressing = addressing_of(spec, bytes.fromhex(tap.mac.replace(":", "")))
         self._interface = Interface(
             addressing,
@@ -141,12 +143,22 @@ class Network:
         now = clock()
         turn = self._turns.begin(now)
         if not turn:
+            # That the device has gone libuv tells once, and then never again (uv__poll_io).
+            if not self._postponed:
+                self._postponed = True
+                self._loop.call_soon(self._on_postponed)
             return
         alive = self._link.receive(self._interface.from_guest, now, turn, self._turns.goes_on(now))
         self._flush()
         if not alive:
+            self._lost = True
             self._loop.remove_reader(self.tap.fd)
             self._on_lost(self)
+
+    def _on_postponed(self) -> None:
+        self._postponed = False
+        if not self._closed and not self._lost:
+            self._on_frames()
 
     def _flush(self) -> None:
         """After every event: pending ACKs out, the one timer where it must be."""
@@ -298,7 +310,7 @@ class Network:
             return
         if self.tap.fd >= 0:
             self._loop.remove_reader(self.tap.fd)
-            self._link.receive(self._interface.from_guest, clock(), 1.0, True)  # last words: a FIN, a datagram
+            self._last_words()
         self._closed = True
         self.rules.close()
         self._inside.close(kept)
@@ -315,6 +327,16 @@ class Network:
             self._timer.cancel()
             self._timer = None
         self._link.close()
+
+    def _last_words(self) -> None:
+        """A FIN, datagrams: what the device's queue still has."""
+        counters = self._interface.counters
+        until = clock() + LAST_WORDS
+        more = True
+        while more and clock() < until:
+            before = counters.rx_frames
+            alive = self._link.receive(self._interface.from_guest, clock(), LAST_WORDS, True)
+            more = alive and counters.rx_frames > before
 
     def release(self) -> None:
         """Close the lifeline and the held descriptors."""

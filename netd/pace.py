@@ -41,7 +41,7 @@ DEBT: Final = 200e-6  # no longer than that does anybody wait: the clock runs on
 
 
 class Turns:
-    """Those of one network. ``begin`` before what it has to do, ``Pace.event`` after it."""
+    """Those of one network. ``begin`` before what it has to do, ``Pace.event`` or ``end`` after it."""
 
     __slots__ = ("_pace", "began", "ended", "owes_until")
 
@@ -56,6 +56,10 @@ class Turns:
             return 0.0
         self.began = now
         return self._pace.turn
+
+    def end(self) -> None:
+        """Of a turn in which nothing was left to do: no ``Pace.event`` is to come."""
+        self.began = 0.0
 
     def goes_on(self, now: float) -> bool:
         """True where the turn before ended a moment ago: what there is to do now was there then, and more may be."""

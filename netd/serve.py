@@ -87,7 +87,8 @@ async def _serve(settings: Settings) -> int:
         api = (await asyncio.to_thread(_api_server))(daemon)
         await api.start(listeners.get("api"))
         daemon.announce()
-        gc.freeze()  # what has been loaded stays: to look at all of it again and again stops the traffic for 40 ms
+        if not daemon.networks:  # which end some day
+            gc.freeze()  # what has been loaded stays: to look at all of it again and again stops the traffic for 40 ms
         notifier.send("READY=1", f"STATUS={len(daemon.networks)} networks")
         watchdog = asyncio.create_task(_watchdog(notifier))
         logger.info("ready on %s", settings.runtime_dir)

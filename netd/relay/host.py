@@ -12,7 +12,7 @@ from netd.relay.datagram import Datagrams
 from netd.relay.echo import Echo
 from netd.relay.errqueue import REASONS
 from netd.relay.outbox import outbox
-from netd.relay.poller import Poller
+from netd.relay.poller import Poller, Turns
 from netd.relay.resolver import Resolver
 from netd.relay.sockaddr import resolve
 from netd.relay.source import ANYWHERE, Source
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. ``begin`` is asked before a TCP socket's event is taken (``pace.Turns``), ``flush`` called
-    after every event of a host socket."""
+    """One network's way out. TCP sockets' events are taken in ``turns``; ``flush`` is called after each event
+    of a host socket."""
 
     udp: UdpTable
     resolver: Resolver
@@ -40,7 +40,7 @@ class HostNetwork:
         loop: AbstractEventLoop,
         clock: Callable[[], float],
         flush: Callable[[], None],
-        begin: Callable[[float], float],
+        turns: Turns,
         source: Source = ANYWHERE,
     ) -> None:
         self._loop = loop
@@ -49,7 +49,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
-        self._poller = Poller(loop, clock, begin)
+        self._poller = Poller(loop, clock, turns)
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out."""

@@ -26,16 +26,25 @@ class Owner(Protocol):
         """What epoll_wait(2) says of it, END among it; EPOLLERR and EPOLLHUP are told whether wanted or not."""
 
 
+class Turns(Protocol):
+    """When to go on, and for how long (``pace.Turns``)."""
+
+    def begin(self, now: float) -> float:
+        """For how many seconds; 0: ask again later."""
+
+    def end(self) -> None:
+        """There is no more to do."""
+
+
 class Poller:
     """Of one network. The descriptor is opened with its first connection."""
 
-    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_owners", "_turn")
+    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_owners", "_turns")
 
-    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turn: Callable[[float], float]) -> None:
-        """``turn(now)``: for how many seconds to go on while others wait; 0: ask again later (``pace.Turns``)."""
+    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turns: Turns) -> None:
         self._loop = loop
         self._clock = clock
-        self._turn = turn
+        self._turns = turns
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
         self._gone: set[int] = set()  # in this round; their numbers may be others' by now
@@ -67,8 +76,9 @@ class Poller:
         gone = self._gone
         owners = self._owners
         clock = self._clock
+        turns = self._turns
         now = clock()
-        turn = self._turn(now)
+        turn = turns.begin(now)
         at_once = max(round(turn / EVENT), 1)  # what is taken must be done: the kernel puts it behind the others
         until = now + turn
         while now < until:
@@ -78,10 +88,11 @@ class Poller:
                 if fd not in gone:
                     owners[fd].on_ready(events)
             if len(ready) < at_once or at_once > 1 or epoll.closed:
-                return
+                break
             now = clock()
-            if not self._turn(now):
-                return
+            if now >= until or not turns.begin(now):
+                break
+        turns.end()
 
     def close(self) -> None:
         """The network ends; all its connections have."""

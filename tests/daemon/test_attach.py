@@ -29,7 +29,7 @@ from netd.netns.plan import TapPlan
 from netd.network import Network
 from netd.settings import Settings
 from netd.specs import ForwardSpec, Lifeline, NetworkSpec
-from tests.lab import Netns, World, aside, connected, no_link, open_fds, until
+from tests.lab import OUTSIDE, Netns, World, aside, connected, no_link, open_fds, until
 from tests.stage import Attach
 
 
@@ -356,6 +356,27 @@ async def test_the_guest_deletes_its_tap(world: World, daemon: Daemon, attach: A
     await until(lambda: list(daemon.networks) == [neighbour.network.id])
     assert heard == [("detached", guest.network.name)]
     await daemon.attach(NetworkSpec(), os.dup(guest.fd), Lifeline("explicit"))
+
+
+async def test_the_last_words_of_a_guest(world: World, attach: Attach) -> None:
+    """All that lies in the device's queue when the network ends."""
+    guest = await attach()
+    with world.outside.datagrams(OUTSIDE) as server, guest.datagrams() as client:
+        client.sendto(b"", server.getsockname())  # it knows its gateway now
+        await aside(server.recv, 10)
+        server.setblocking(False)
+        for number in range(200):
+            client.sendto(b"%d" % number, server.getsockname())
+        guest.network.close()
+        assert [server.recv(10) for _ in range(200)] == [b"%d" % number for number in range(200)]
+
+
+async def test_the_guest_deletes_its_tap_while_it_is_not_its_turn(daemon: Daemon, attach: Attach) -> None:
+    """The loop tells that once only."""
+    guest = await attach()
+    guest.network._turns.owes_until = time.monotonic() + 0.5
+    guest.run("ip", "link", "delete", "tap0")
+    await until(lambda: not daemon.networks)
 
 
 async def test_the_guest_sets_its_tap_down_and_up(world: World, daemon: Daemon, attach: Attach) -> None:

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from netd.pace import Pace, Turns
 from netd.relay.echo import Echo
 from netd.relay.host import HostNetwork
 from netd.relay.sockaddr import packed
@@ -101,7 +102,9 @@ async def test_silence_is_silence(allowed: Beyond, table: Table) -> None:
 
 async def test_why_there_is_none(world: World, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_fds()
-    host = HostNetwork(asyncio.get_running_loop(), lambda: 0.0, lambda: None, lambda now: 1.0)
+    host = HostNetwork(
+        asyncio.get_running_loop(), lambda: 0.0, lambda: None, Turns(Pace(asyncio.get_running_loop(), lambda: 0.0))
+    )
     for ip in (OUTSIDE, "2001:db8::2"):
         assert host.open_echo(Flow(table, ip)) == ADMIN_PROHIBITED  # type: ignore[arg-type]
     world.host.sysctl("ping_group_range", f"{os.getgid()} {os.getgid()}")

@@ -16,9 +16,24 @@ from netd.relay.poller import END, EVENT, READ, WRITE, Poller
 
 @pytest.fixture(params=[8, 0.1], ids=["alone", "beside others"])
 async def poller(request: pytest.FixtureRequest) -> AsyncIterator[Poller]:
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda now: request.param * EVENT)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, Turns(request.param * EVENT))
     yield poller
     poller.close()
+
+
+class Turns:
+    """Each of ``length`` seconds."""
+
+    def __init__(self, length: float) -> None:
+        self.length = length
+        self.asked = self.ended = 0
+
+    def begin(self, now: float) -> float:
+        self.asked += 1
+        return self.length
+
+    def end(self) -> None:
+        self.ended += 1
 
 
 class Waiting:
@@ -125,22 +140,32 @@ async def test_an_end_is_told_to_whoever_waits_for_anything(poller: Poller) -> N
 
 async def test_nobody_is_told_out_of_turn() -> None:
     """The loop asks again until it is this network's turn."""
-    asked: list[float] = []
-    turn = 0.0
-
-    def begin(now: float) -> float:
-        asked.append(now)
-        return turn
-
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, begin)
+    turns = Turns(0.0)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, turns)
     a, b = pair()
     with a, b:
         owner = Waiting(lambda: poller.end(a.fileno()))
         poller.begin(a.fileno(), WRITE, owner)
-        while len(asked) < 5:
+        while turns.asked < 5:
             await asyncio.sleep(0)
         assert owner.told == []
-        turn = EVENT
+        turns.length = EVENT
         await asyncio.wait_for(owner.event.wait(), 5)
         assert owner.told == [WRITE]
+    poller.close()
+
+
+@pytest.mark.parametrize("length", [EVENT / 10, 1.0, 8 * EVENT])
+async def test_a_turn_is_over_when_nothing_is_left(length: float) -> None:
+    """Or what comes much later would count to it."""
+    turns = Turns(length)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, turns)
+    a, b = pair()
+    with a, b:
+        owner = Waiting(lambda: poller.change(a.fileno(), READ))
+        poller.begin(a.fileno(), WRITE, owner)
+        await asyncio.wait_for(owner.event.wait(), 5)
+        await asyncio.sleep(0.01)
+        assert turns.ended == 1
+        poller.end(a.fileno())
     poller.close()

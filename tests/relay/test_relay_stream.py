@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from netd.pace import Pace
+from netd.pace import Pace, Turns
 from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
 from netd.relay.stream import Address, Stream
@@ -63,7 +63,7 @@ async def begin() -> AsyncIterator[Begin]:
     """Connects, within one call as a frame's."""
 
     loop = asyncio.get_running_loop()
-    poller = Poller(loop, time.monotonic, lambda now: 1e-3)
+    poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
 
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
         stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
@@ -139,7 +139,7 @@ async def test_a_client_for_whom_there_is_no_room_is_reset(begin: Begin) -> None
         client = socket.create_connection(listener.getsockname())
         sock, peer = accept(listener)
         assert peer == client.getsockname()
-        poller = Poller(loop, time.monotonic, lambda now: 1e-3)
+        poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
         Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, sock).abort()
         with client, pytest.raises(ConnectionResetError):
             client.recv(1)
