@@ -18,7 +18,7 @@ Some things take longer than a turn: a guest's SYN is a connect(2) here, which c
 back where that is near, 100 µs. Whoever has taken more than its turn is not served again until it has waited as long as
 that was too much (``Turns``): the other network's next packet comes meanwhile, it is about to be sent. Measured, a
 round trip beside a bulk transfer: 330 µs before, 185 with it, at the price of a quarter of the transfer; half the wait
-is 230 and a fifth. Beside SYNs it is 400 and 220, beside somebody who opens connections 500 and 200.
+is 230 and a fifth. Beside SYNs it is 420 and 220-300, beside somebody who opens connections 480-620 and 180-225.
 """
 
 from __future__ import annotations

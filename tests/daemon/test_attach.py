@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -369,6 +370,22 @@ async def test_the_last_words_of_a_guest(world: World, attach: Attach) -> None:
             client.sendto(b"%d" % number, server.getsockname())
         guest.network.close()
         assert [server.recv(10) for _ in range(200)] == [b"%d" % number for number in range(200)]
+
+
+async def test_a_guest_that_goes_on_talking_holds_nobody_up(world: World, attach: Attach) -> None:
+    """Its last words are bounded, in time."""
+    guest = await attach()
+    talk = "import socket, sys\ns = socket.socket(fileno=int(sys.argv[1]))\nwhile True: s.send(b'x')"
+    with world.outside.datagrams(OUTSIDE) as server, guest.datagrams() as client:
+        client.connect(server.getsockname())
+        command = [sys.executable, "-IS", "-c", talk, str(client.fileno())]
+        with subprocess.Popen(command, pass_fds=[client.fileno()], stderr=subprocess.DEVNULL) as talking:
+            await until(lambda: guest.counters()["rx_frames"] > 1000)
+            before = time.monotonic()
+            guest.network.close()
+            took = time.monotonic() - before
+            talking.kill()
+        assert took < 0.5
 
 
 async def test_the_guest_deletes_its_tap_while_it_is_not_its_turn(daemon: Daemon, attach: Attach) -> None:
