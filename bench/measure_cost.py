@@ -75,7 +75,7 @@ def probe(visit: Visit) -> None:
                 stderr=subprocess.STDOUT,
                 timeout=10,
                 check=False,
-                env=visit.program.environment(),
+                env={**visit.program.environment(), "_CONTAINERS_USERNS_CONFIGURED": "done"},
                 **as_user(),
             )
             took = time.perf_counter() - before

@@ -22,10 +22,10 @@ from tests.plugin.peer import PARTS, SHIM, Bench, altered, output
 # --- the file itself -----------------------------------------------------------------------------------------------
 
 
-def test_is_one_executable_with_three_more_names() -> None:
+def test_is_one_executable_with_two_more_names() -> None:
     assert SHIM.read_text().splitlines()[0] == "#!/usr/bin/python3 -IS"
     assert mode_of(SHIM) & 0o111
-    for name in ("slirp4netns", "pasta", "pesto"):
+    for name in ("pasta", "pesto"):
         assert os.readlink(PLUGIN / name) == "netd-shim"
 
 
@@ -58,7 +58,7 @@ def test_imports_no_more_than_start_up_allows() -> None:
 
 def test_a_call_that_needs_nothing_special_imports_nothing_more(bench: Bench) -> None:
     """Not ``os`` either: it takes longer than all that such a call does."""
-    command = ["/usr/bin/python3", "-IS", "-v", PLUGIN / "slirp4netns", "x"]
+    command = ["/usr/bin/python3", "-IS", "-v", PLUGIN / "pasta", "x"]
     shim = subprocess.Popen(command, env=bench.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     bench.running.append(shim)
     peer = bench.peer()
