@@ -17,6 +17,7 @@ from netd.relay.resolver import Resolver
 from netd.relay.sockaddr import resolve
 from netd.relay.source import ANYWHERE, Source
 from netd.relay.stream import Address, Pace, Stream
+from netd.relay.tails import Tails
 from netd.relay.tcp_socket import TcpSocket
 from netd.stack.flow import EchoFlow, UdpFlow
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, Buffer, GuestStream
@@ -50,6 +51,7 @@ class HostNetwork:
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
         self._poller = Poller(loop, clock, turns)
+        self._tails = Tails(loop)
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out."""
@@ -58,7 +60,7 @@ class HostNetwork:
 
     def new_stream(self, sock: TcpSocket | None) -> Stream:
         """The host side of a connection; ``sock`` where the host's peer has connected to us."""
-        return Stream(self._loop, self._clock, self._flush, self.pace, self._poller, sock)
+        return Stream(self._loop, self._clock, self._flush, self.pace, self._poller, self._tails, sock)
 
     def connect(self, connection: GuestStream, ip: bytes, port: int) -> Stream:
         """To ``ip``:``port``."""

@@ -14,11 +14,13 @@ from typing import Final, Protocol
 from netd.relay.poller import END, READ, WRITE, Poller
 from netd.relay.sockaddr import Sockaddr
 from netd.relay.source import Source
-from netd.relay.tcp_socket import TcpSocket, open_for, prepare, reset_on_close
+from netd.relay.tails import LARGE, ROUNDS, Tails
+from netd.relay.tcp_socket import TcpSocket, open_for, prepare, push, reset_on_close
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
 TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
 
+_MORE: Final = int(socket.MSG_MORE)
 _PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 # A connect's failure as what the guest is told.
 _REFUSALS: Final = {
@@ -54,6 +56,8 @@ class Stream:
         "_loop",
         "_pace",
         "_poller",
+        "_rounds",
+        "_tails",
         "_trying",
         "_waits",  # for READ, WRITE, both or 0
         "connection",
@@ -72,6 +76,7 @@ class Stream:
         flush: Callable[[], None],
         pace: Pace,
         poller: Poller,
+        tails: Tails,
         sock: TcpSocket | None,
     ) -> None:
         self._loop = loop
@@ -80,6 +85,8 @@ class Stream:
         self._pace = pace
         self.sock = sock
         self._poller = poller
+        self._tails = tails
+        self._rounds = 0  # that what is left of a large piece waits for more
         self._waits = 0
         self._closed = False
         self._fresh = False  # connected, nothing read yet: the host's peer has hardly had the time to say anything
@@ -174,12 +181,27 @@ class Stream:
         if sock is None:
             return 0
         try:
-            return sock.send(view)
+            if len(view) < LARGE:
+                return sock.send(view)
+            if not self._rounds:
+                self._tails.watch(self)
+            self._rounds = ROUNDS
+            return sock.send(view, _MORE)
         except BlockingIOError:
             return 0
         except OSError:
             self.connection.host_reset(self._clock())
             return 0
+
+    def push_unless_more(self) -> bool:
+        """One round of the loop is over (``tails.Unfinished``)."""
+        self._rounds -= 1
+        if self._rounds and self.sock is not None:
+            return False
+        self._rounds = 0
+        if self.sock is not None:
+            push(self.sock)
+        return True
 
     def want_write(self) -> None:
         """Call back when the socket takes bytes again."""

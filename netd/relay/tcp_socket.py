@@ -53,6 +53,14 @@ def prepare(sock: TcpSocket) -> None:
     sock.setsockopt(_SOCKET, _KEEPALIVE, 1)  # after net.ipv4.tcp_keepalive_time, two hours
 
 
+def push(sock: TcpSocket) -> None:
+    """Send what MSG_MORE has held back: TCP_NODELAY does, also where it was set already (tcp(7))."""
+    try:
+        sock.setsockopt(_TCP, _NODELAY, 1)
+    except OSError:
+        pass  # the connection has failed, as the next call will say
+
+
 def reset_on_close(sock: TcpSocket) -> None:
     """Closing it will send RST to the peer."""
     try:

@@ -16,6 +16,7 @@ from netd.pace import Pace, Turns
 from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
 from netd.relay.stream import Address, Stream
+from netd.relay.tails import Tails
 from netd.relay.tcp_socket import accept
 from netd.stack.ports import NET_UNREACHABLE, RESET
 
@@ -66,7 +67,8 @@ async def begin() -> AsyncIterator[Begin]:
     poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
 
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
-        stream = Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, None)
+        pace = Pace(loop, time.monotonic)
+        stream = Stream(loop, time.monotonic, lambda: None, pace, poller, Tails(loop), None)
         stream.connection = told = Told()
         stream.connect(addresses, ANYWHERE)
         return stream, told
@@ -140,7 +142,8 @@ async def test_a_client_for_whom_there_is_no_room_is_reset(begin: Begin) -> None
         sock, peer = accept(listener)
         assert peer == client.getsockname()
         poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
-        Stream(loop, time.monotonic, lambda: None, Pace(loop, time.monotonic), poller, sock).abort()
+        pace = Pace(loop, time.monotonic)
+        Stream(loop, time.monotonic, lambda: None, pace, poller, Tails(loop), sock).abort()
         with client, pytest.raises(ConnectionResetError):
             client.recv(1)
 

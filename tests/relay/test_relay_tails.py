@@ -1,0 +1,121 @@
+"""What is left of a large piece waits for more, for a few rounds of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from netd.pace import Pace, Turns
+from netd.relay.poller import Poller
+from netd.relay.source import ANYWHERE
+from netd.relay.stream import Stream
+from netd.relay.tails import LARGE, ROUNDS, Tails
+from tests.relay.test_relay_stream import Told
+
+Ends = tuple[Stream, socket.socket]
+PIECE = bytes(range(256)) * (LARGE // 256) + b"tail"  # less than a segment of the loopback: all of it is "left"
+
+
+def arrived(peer: socket.socket) -> int:
+    try:
+        return len(peer.recv(1 << 20))
+    except BlockingIOError:
+        return 0
+
+
+async def until_arrived(peer: socket.socket) -> tuple[int, int]:
+    """How many bytes, and after how many rounds of the loop at least."""
+    for count in range(1000):
+        if size := arrived(peer):
+            return size, count
+        await asyncio.sleep(0)
+    return 0, 1000
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    """A stream to the host's loopback, and who is there."""
+    loop = asyncio.get_running_loop()
+    pace = Pace(loop, time.monotonic)
+    poller = Poller(loop, time.monotonic, Turns(pace))
+    stream = Stream(loop, time.monotonic, lambda: None, pace, poller, Tails(loop), None)
+    stream.connection = told = Told()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream.connect([listener.getsockname()], ANYWHERE)
+        await asyncio.wait_for(told.event.wait(), 5)
+        peer, _ = listener.accept()
+    peer.setblocking(False)
+    for _ in range(64):  # segments are half a window at most, and that grows
+        stream.write(PIECE[:16000])
+        assert arrived(peer) == 16000
+    with peer:
+        yield stream, peer
+    stream.close()
+    poller.close()
+
+
+async def test_a_small_piece_goes_at_once(ends: Ends) -> None:
+    stream, peer = ends
+    assert stream.write(PIECE[: LARGE - 1]) == LARGE - 1
+    assert arrived(peer) == LARGE - 1
+
+
+async def test_what_is_left_of_a_large_one_goes_after_some_rounds(ends: Ends) -> None:
+    stream, peer = ends
+    for _ in range(2):
+        assert stream.write(PIECE) == len(PIECE)
+        assert arrived(peer) == 0
+        size, rounds = await until_arrived(peer)
+        assert size == len(PIECE) and rounds >= ROUNDS - 1
+
+
+async def test_each_further_piece_makes_it_wait_anew(ends: Ends) -> None:
+    stream, peer = ends
+    for _ in range(3):
+        stream.write(PIECE)
+        assert [stream.push_unless_more() for _ in range(ROUNDS - 1)] == [False] * (ROUNDS - 1)
+    assert stream.push_unless_more()
+    assert arrived(peer) == 3 * len(PIECE)
+
+
+async def test_a_small_one_behind_it_takes_it_along(ends: Ends) -> None:
+    stream, peer = ends
+    stream.write(PIECE)
+    stream.write(b"end")
+    assert arrived(peer) == len(PIECE) + 3
+
+
+@pytest.mark.parametrize("how", ["finish", "close"])
+async def test_the_end_takes_it_along(ends: Ends, how: str) -> None:
+    stream, peer = ends
+    stream.write(PIECE)
+    getattr(stream, how)()
+    assert arrived(peer) == len(PIECE)
+    assert peer.recv(1) == b""
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+
+
+async def test_one_that_fails_meanwhile(ends: Ends) -> None:
+    stream, peer = ends
+    stream.write(PIECE)
+    stream.abort()
+    with pytest.raises(ConnectionResetError):
+        peer.recv(1)
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+
+
+async def test_the_other_ends_reset_meanwhile(ends: Ends) -> None:
+    stream, peer = ends
+    stream.write(PIECE)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+    assert stream.write(b"more") == 0
+    assert stream.connection.words[-1] == "reset"  # type: ignore[attr-defined]
