@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +15,7 @@ from tests.standin import Daemon, process_in_netns
 
 @pytest.hookimpl(optionalhook=True)  # pytest-asyncio before 1.4 has it not, and runs on asyncio alone
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, object]:
-    both = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-    if item.path.name == "test_api_live.py":  # its server is another process, on uvloop
-        del both["uvloop"]
-    return both
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every operation of the API, against the stand-in daemon, on asyncio and on uvloop."""
+"""Every operation of the API, against the stand-in daemon."""
 
 from __future__ import annotations
 

@@ -86,11 +86,10 @@ def no_fd_is_lost() -> Iterator[None]:
     assert open_fds() == before
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest, no_fd_is_lost: None) -> Iterator[Run]:
-    """Runs a coroutine, on either loop."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+@pytest.fixture
+def run(no_fd_is_lost: None) -> Iterator[Run]:
+    """Runs a coroutine, on the loop that netd has."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner.run
 
 

@@ -127,7 +127,7 @@ def test_the_same_as_a_user(file: str, least: int) -> None:
     """The tests of that file, run by an unprivileged user with an open /dev/net/tun."""
     foreign = Namespace()  # root's
     tests = str(Path(__file__).with_name(f"test_{file}.py"))
-    suite = [sys.executable, "-m", "pytest", tests, "-q", "-p", "no:cacheprovider", "-x", "-k", "not uvloop"]
+    suite = [sys.executable, "-m", "pytest", tests, "-q", "-p", "no:cacheprovider", "-x"]
     done = as_user("0666", *suite, fds=(foreign.fd,), NETD_TEST_FOREIGN_NETNS=str(foreign.fd))
     foreign.close()
     assert done.returncode == 0, done.stdout + done.stderr
