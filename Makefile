@@ -69,7 +69,7 @@ install: ## for yourself, under PREFIX (~/.local): the daemon, the shim, the uni
 		"$(PREFIX)/lib/netd/bin/python" -m pip install --quiet --disable-pip-version-check .
 	install -d "$(PREFIX)/bin" "$(PREFIX)/libexec/netd" "$(UNITS)"
 	ln -sf ../lib/netd/bin/netd "$(PREFIX)/bin/netd"
-	cp -R -P plugin/* "$(PREFIX)/libexec/netd/"
+	cp -R -P --remove-destination plugin/* "$(PREFIX)/libexec/netd/"
 	/usr/bin/python3 -m compileall -q "$(PREFIX)/libexec/netd/shim"
 	cp systemd/netd.socket "$(UNITS)/"
 	sed 's|@NETD@|$(PREFIX)/bin/netd|' systemd/netd.service >"$(UNITS)/netd.service"

@@ -196,7 +196,7 @@ class Stream:
     def push_unless_more(self) -> bool:
         """One round of the loop is over (``tails.Unfinished``)."""
         self._rounds -= 1
-        if self._rounds and self.sock is not None:
+        if self._rounds > 0 and self.sock is not None:
             return False
         self._rounds = 0
         if self.sock is not None:

@@ -13,7 +13,7 @@ from asyncio import AbstractEventLoop
 from typing import Final, Protocol
 
 LARGE: Final = 32768  # bytes of a piece behind which there is likely to be more
-ROUNDS: Final = 8  # of the loop, without anything more; 5 to 10 µs each where there is nothing else to do
+ROUNDS: Final = 8  # of the loop, without anything more: 5 to 10 µs each where there is nothing else to do, else a turn
 
 
 class Unfinished(Protocol):
@@ -37,6 +37,9 @@ class Tails:
         if not self._streams:
             self._loop.call_soon(self._round)
         self._streams.append(stream)
+
+    def __len__(self) -> int:
+        return len(self._streams)
 
     def _round(self) -> None:
         self._streams = [stream for stream in self._streams if not stream.push_unless_more()]

@@ -73,10 +73,15 @@ def unavailable(reason):
     """There is no daemon to serve this call: become the real program, if that is wanted, or say why not."""
     name = os.path.basename(sys.argv[0])
     if on_unavailable() == "exec-real" and "NETD_EXEC_REAL" not in os.environ:
-        ours = os.stat(sys.argv[0])
+        known = (sys.argv[0], shim.HOME + "/netd-shim", shim.HOME + "/slirp4netns")
+        ours = [os.stat(path) for path in known if os.path.exists(path)]
         for directory in [*os.environ.get("PATH", "").split(":"), "/usr/bin"]:
             path = f"{directory}/{name}"
-            if not directory or not os.access(path, os.X_OK) or os.path.samestat(os.stat(path), ours):
+            if (
+                not directory
+                or not os.access(path, os.X_OK)
+                or any(os.path.samestat(os.stat(path), one) for one in ours)
+            ):
                 continue
             os.environ["NETD_EXEC_REAL"] = "1"  # ends the search if that is another shim
             for number in (

@@ -10,7 +10,7 @@ import pytest
 
 from netd.dialects.slirp4netns import texts
 from tests.attach.harness import PLUGIN, mode_of
-from tests.plugin.peer import Bench, output
+from tests.plugin.peer import SHIM, Bench, output
 
 PROGRAM = PLUGIN / "slirp4netns"
 PODMAN = {"_CONTAINERS_USERNS_CONFIGURED": "done", "_CONTAINERS_ROOTLESS_UID": "1000"}
@@ -62,6 +62,37 @@ def test_without_a_daemon_the_probe_may_be_the_real_programs(tmp_path: Path) -> 
     env = PODMAN | {"NETD_RUNTIME_DIR": str(tmp_path), "PATH": f"{PLUGIN}:{tmp_path}"}
     assert ask("--help", env=env | {"NETD_ON_UNAVAILABLE": "exec-real"}) == (0, "real --help\n", "")
     assert ask("--help", env=env) == (0, texts.usage(str(PROGRAM), podman=True), "")
+
+
+@pytest.mark.parametrize("first", ["link", "itself"])
+def test_a_link_to_the_shim_is_not_the_real_program(tmp_path: Path, first: str) -> None:
+    for name in ("links", "real"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "links" / "slirp4netns"
+    link.symlink_to(SHIM)
+    real = tmp_path / "real" / "slirp4netns"
+    real.write_text("#!/bin/sh\necho real $*\n")
+    real.chmod(0o755)
+    program, other = (link, PLUGIN) if first == "link" else (PROGRAM, link.parent)
+    env = {"NETD_RUNTIME_DIR": str(tmp_path), "NETD_ON_UNAVAILABLE": "exec-real"}
+    done = ask("-c", "1", program=program, env=env | {"PATH": f"{other}:{real.parent}"})
+    assert done == (0, "real -c 1\n", "")
+
+
+def test_it_is_installed_over_an_older_netds(tmp_path: Path) -> None:
+    """There slirp4netns was a link to netd-shim, through which cp(1) would write."""
+    there = tmp_path / "libexec" / "netd"
+    there.mkdir(parents=True)
+    (there / "netd-shim").write_text("of old\n")
+    for name in ("slirp4netns", "pasta", "pesto"):
+        (there / name).symlink_to("netd-shim")
+    make = ["make", "-n", "install", f"PREFIX={tmp_path}"]
+    recipe = subprocess.run(make, check=True, capture_output=True, text=True, cwd=PLUGIN.parent).stdout
+    [copy] = [line for line in recipe.splitlines() if line.startswith("cp ") and "plugin/" in line]
+    for _ in range(2):
+        subprocess.run(["sh", "-c", copy], check=True, cwd=PLUGIN.parent)
+        for name in ("netd-shim", "slirp4netns", "pasta"):
+            assert (there / name).read_bytes() == (PLUGIN / name).read_bytes(), name
 
 
 def test_is_found_by_a_link_and_from_its_own_directory(bench: Bench, tmp_path: Path) -> None:

@@ -42,20 +42,28 @@ async def ends() -> AsyncIterator[Ends]:
     loop = asyncio.get_running_loop()
     pace = Pace(loop, time.monotonic)
     poller = Poller(loop, time.monotonic, Turns(pace))
-    stream = Stream(loop, time.monotonic, lambda: None, pace, poller, Tails(loop), None)
+    tails = Tails(loop)
+    stream = Stream(loop, time.monotonic, lambda: None, pace, poller, tails, None)
     stream.connection = told = Told()
+    failed: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: failed.append(context))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         stream.connect([listener.getsockname()], ANYWHERE)
         await asyncio.wait_for(told.event.wait(), 5)
         peer, _ = listener.accept()
-    peer.setblocking(False)
+    peer.settimeout(5)
     for _ in range(64):  # segments are half a window at most, and that grows
         stream.write(PIECE[:16000])
-        assert arrived(peer) == 16000
+        assert len(peer.recv(16000, socket.MSG_WAITALL)) == 16000
+    peer.setblocking(False)
     with peer:
         yield stream, peer
     stream.close()
     poller.close()
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+    assert not len(tails) and not failed
 
 
 async def test_a_small_piece_goes_at_once(ends: Ends) -> None:
