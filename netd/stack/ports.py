@@ -45,17 +45,17 @@ class GuestStream(Protocol):
     def host_refused(self, code: int, now: float) -> None:
         """It failed: RESET or one of the codes above."""
 
-    def room(self) -> int:
-        """How many bytes may be read from the host now."""
+    def room(self, frames: int = 1) -> int:
+        """How many bytes may be read from the host now, to be sent in so many frames at most."""
 
     def from_host(self, data: bytes, now: float) -> None:
-        """1..``room()`` bytes; ``data`` is kept."""
+        """1..``room(frames)`` bytes; ``data`` is kept."""
 
     def host_paused(self, now: float) -> None:
         """There was no room; ``HostStream.resume`` will be called."""
 
     def host_eof(self, now: float, last: bytes = b"") -> None:
-        """The host's peer has finished sending; ``last``, at most ``room()`` bytes, came before that."""
+        """The host's peer has finished sending; ``last``, no more than there was room for, came before that."""
 
     def host_writable(self, now: float) -> None:
         """The answer to ``want_write``."""

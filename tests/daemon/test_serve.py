@@ -224,3 +224,31 @@ async def test_no_descriptor_is_left_after_a_day_of_containers(world: World, ser
     await until(lambda: service.open_fds() <= before)  # the last request's connection is being closed
     await until(lambda: service.manager.names() == ["state"])  # type: ignore[union-attr]
     assert open_fds() > 0
+
+
+def test_what_is_read_at_once_stays_in_the_heap() -> None:
+    """Of glibc: pages that came and went with each chunk would have to be faulted in anew (5 % is for the rest)."""
+    script = """
+import ctypes, resource, sys
+sys.path.insert(0, sys.argv[1])
+from netd import serve
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    sys.exit("0")
+serve._keep_heap()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def come_and_go():
+    chunks = []
+    for _ in range(500):
+        chunks.append(b"x" * 262_080)
+        if len(chunks) > 4:
+            del chunks[0]
+come_and_go()
+before = faults()
+come_and_go()
+print(faults() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(TREE)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert int(done.stdout or 0) < 500 * 64 * 0.05

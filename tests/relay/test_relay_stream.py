@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from netd.pace import Pace, Turns
+from netd.pace import ALONE, SHARED, Pace, Turns
 from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
-from netd.relay.stream import Address, Stream
+from netd.relay.stream import FRAME, Address, Stream
 from netd.relay.tails import Tails
 from netd.relay.tcp_socket import accept
 from netd.stack.ports import NET_UNREACHABLE, RESET
@@ -37,8 +37,8 @@ class Told:
         self.words.append(code)
         self.event.set()
 
-    def room(self) -> int:
-        return self.window
+    def room(self, frames: int = 1) -> int:
+        return self.window * frames
 
     def from_host(self, data: bytes, now: float) -> None:
         self.words.append(data)
@@ -204,8 +204,32 @@ async def test_what_does_not_fit_at_once_is_not_the_last(begin: Begin) -> None:
 
 
 async def test_what_just_fits(begin: Begin) -> None:
-    words = await reads(begin, 5, lambda peer: peer.send(b"last words"), lambda peer: peer.shutdown(socket.SHUT_WR))
-    assert words == [b"last ", b"words", ("end", b"")]
+    words = await reads(begin, 10, lambda peer: peer.send(b"last words"), lambda peer: peer.shutdown(socket.SHUT_WR))
+    assert words == [b"last words", ("end", b"")]
+
+
+@pytest.mark.parametrize(("turn", "several"), [(ALONE, 4), (SHARED, 1)])
+async def test_what_filled_one_read_may_fill_several_frames(begin: Begin, turn: float, several: int) -> None:
+    """As many as fit a turn, until a read finds less; one again then."""
+    assert several == max(round(turn / FRAME), 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        told.words.clear()
+        told.window = 1000
+        stream._pace.turn = turn
+        peer, _ = listener.accept()
+        with peer:
+            for _ in range(2):
+                peer.send(bytes(9500))
+                stream.resume(0.0)
+                async with asyncio.timeout(5):
+                    while sum(len(word) for word in told.words if isinstance(word, bytes)) < 9500:
+                        await asyncio.sleep(0)
+                sizes = [len(word) for word in told.words if isinstance(word, bytes)]
+                assert sizes == ([1000, 4000, 4000, 500] if several == 4 else [1000] * 9 + [500])
+                told.words.clear()
+        stream.close()
 
 
 async def test_a_read_that_stops_at_urgent_data_is_not_the_last(begin: Begin) -> None:

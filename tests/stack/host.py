@@ -33,6 +33,7 @@ class FakeStream:
         self.failing = False
         self.finished = self.closed = self.aborted = False
         self.read_at_most = 1 << 30
+        self.frames = 1  # that one read may fill
         self.joins = True  # the last bytes and the end where they are there together
 
     # -- what the stack calls ------------------------------------------------------------------------------------
@@ -124,8 +125,8 @@ class FakeStream:
         """As ``relay.stream.Stream._pull``: room is asked for first, and again after what filled it."""
         filled = True
         while self.reading and not self.closed and not self.eof_told and (filled or self.waiting or self.eof):
-            room = self.connection.room()
-            assert 0 <= room <= 65535, room
+            room = self.connection.room(self.frames)
+            assert 0 <= room <= 65535 * self.frames, room
             if not room:
                 self.reading = False
                 self.paused = True

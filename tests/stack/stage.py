@@ -93,6 +93,7 @@ class HostLife:
         self.given = 0
         stream.capacity = 0
         stream.read_at_most = stage.random.choice((1 << 30, 5000, 100))
+        stream.frames = stage.random.choice((1, 4))
         self.live()
 
     def live(self) -> None:

@@ -34,6 +34,59 @@ def test_super_frames_are_multiples_of_the_mss_and_fit_an_ip_packet(world: World
     tcp.sends(ACK)
 
 
+def test_several_super_frames_from_one_read(world: World, guest: Guest) -> None:
+    """Only the last one pushes; together they are one chunk, which is kept until the last byte is acknowledged."""
+    tcp, stream = guest.connects(wnd=65535, after=8192)
+    stream.frames = 3
+    stream.gets(bytes(range(250)) * 800)
+    seen = [tcp.sees(flags, None).payload for flags in (ACK, ACK, ACK | PSH, ACK | PSH)]
+    assert [len(each) for each in seen] == [64240] * 3 + [200_000 - 3 * 64240]
+    assert b"".join(seen) == bytes(range(250)) * 800
+    assert world.interface.tcp.memory.used == 200_000 + 2 * CHUNK_COST
+    tcp.sends(ACK, ack=1 + 2 * 64240)
+    assert world.interface.tcp.memory.used == 200_000 - 2 * 64240 + 2 * CHUNK_COST
+    tcp.sends(ACK)
+    assert world.interface.tcp.memory.used == 0
+
+
+def test_the_end_comes_with_the_last_of_several_super_frames(guest: Guest) -> None:
+    tcp, stream = guest.connects(wnd=65535, after=8192)
+    stream.frames = 3
+    stream.waiting += b"x" * 150_000
+    stream.ends()
+    sizes = [len(tcp.sees(flags, None).payload) for flags in (ACK, ACK, ACK | PSH | FIN)]
+    assert sizes == [64240, 64240, 150_000 - 2 * 64240]
+
+
+def test_the_last_of_several_frames_is_lost(guest: Guest) -> None:
+    """The chunk is the whole read; what comes again is one super-frame of it, from where the guest is."""
+    tcp, stream = guest.connects(wnd=65535, after=8192)
+    stream.frames = 3
+    data = bytes(range(240)) * 803
+    stream.gets(data)
+    for flags in (ACK, ACK, ACK | PSH):
+        tcp.sees(flags, None)
+    tcp.sends(ACK, ack=64241)
+    for _ in range(3):
+        tcp.sends(ACK, ack=64241)
+    tcp.sees(ACK | PSH, data[64240 : 2 * 64240], seq=64241)
+    tcp.sends(ACK, ack=2 * 64240 + 1)
+    tcp.sees(ACK | PSH, data[2 * 64240 :], seq=2 * 64240 + 1)
+    tcp.sends(ACK)
+
+
+def test_no_more_frames_than_the_window_takes(guest: Guest) -> None:
+    tcp, stream = guest.connects(wnd=65535, after=1024)  # 131072
+    stream.frames = 4
+    stream.gets(b"x" * 300_000)
+    sizes = [len(tcp.sees(flags, None).payload) for flags in (ACK, ACK | PSH, ACK | PSH)]
+    assert sizes == [64240, 64240, 131072 - 2 * 64240]
+    tcp.sees_nothing()
+    stream.frames = 1
+    tcp.sends(ACK)
+    assert tcp.reads(300_000 - 131072)
+
+
 def test_a_segment_of_one_mss_is_no_super_frame(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects()
     stream.gets(b"x" * 1460)

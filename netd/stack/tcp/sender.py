@@ -147,8 +147,9 @@ class Sender(ABC):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def room(self) -> int:
-        """How many bytes may be read from the host now: what the guest's window, the buffer and memory allow."""
+    def room(self, frames: int = 1) -> int:
+        """How many bytes may be read from the host now: what the guest's window, the buffer and memory allow, and no
+        more than so many full frames."""
         flight = (self.snd_nxt - self.snd_una) & MASK
         room = self.snd_wnd - flight
         table = self.table
@@ -159,15 +160,17 @@ class Sender(ABC):
         memory = table.memory
         if memory.used >= memory.limit:
             room = min(room, table.limits.throttled - held)
-        if room >= self.gso_max:
-            return self.gso_max
+        full = self.gso_max
+        if room >= full:
+            return min(room // full, frames) * full
         # Silly window avoidance (RFC 9293 §3.8.6.2.1): no crumbs while an ACK is sure to come.
         if flight and room < self.mss and room < self.max_wnd >> 1:
             return 0
         return room if room > 0 else 0
 
     def from_host(self, data: bytes, now: float, flags: int = ACK | PSH) -> None:
-        """Bytes read from the host (1..``room()``): sent now, kept until acknowledged."""
+        """Bytes read from the host (1..``room(frames)``): sent now, the last frame with ``flags``, and kept until
+        acknowledged."""
         size = len(data)
         if self.haste:
             self.haste -= 1
@@ -183,7 +186,16 @@ class Sender(ABC):
         if self.rtt_seq < 0:
             self.rtt_seq = self.snd_nxt
             self.rtt_at = now
-        self.emit(seq, flags, data)
+        full = self.gso_max
+        if size <= full:
+            self.emit(seq, flags, data)
+        else:
+            view = memoryview(data)
+            at = 0
+            while size - at > full:
+                self.emit((seq + at) & MASK, ACK, view[at : at + full])
+                at += full
+            self.emit((seq + at) & MASK, flags, view[at:])
         if seq == self.snd_una:  # RFC 6298 §5.1: started, not put off
             deadline = now + self.rto
             self.deadline = deadline
