@@ -21,7 +21,7 @@ from netd.relay.tails import LARGE, ROUNDS, Tails
 from netd.relay.tcp_socket import TcpSocket, open_for, prepare, push, reset_on_close
 from netd.stack.ports import ADMIN_PROHIBITED, HOST_UNREACHABLE, NET_UNREACHABLE, RESET, Buffer, GuestStream
 
-FRAME: Final = 50e-6  # seconds that a super-frame takes, about: so many are read at once as fit a turn
+FRAME: Final = 50e-6  # seconds that a super-frame takes at most, mostly: so many are read at once as the turn has left
 TRY_SECONDS: Final = 2.0  # for one address to connect, where there is another one to try
 
 _MORE: Final = int(socket.MSG_MORE)
@@ -250,12 +250,11 @@ class Stream:
         if sock is None:
             return
         clock = self._clock
-        turn = self._pace.turn
-        until = clock() + turn
-        several = max(round(turn / FRAME), 1)
+        left = self._pace.turn
+        until = clock() + left
         recv, room_of, deliver = sock.recv, connection.room, connection.from_host
         while True:
-            room = room_of(several if self._filled else 1)
+            room = room_of(max(round(left / FRAME), 1) if self._filled else 1)
             if not room:
                 self._wait(sock, self._waits & ~READ)
                 connection.host_paused(now)
@@ -263,6 +262,7 @@ class Stream:
             try:
                 data = recv(room)
             except BlockingIOError:
+                self._filled = False
                 break
             except OSError:
                 connection.host_reset(now)
@@ -278,7 +278,8 @@ class Stream:
                 connection.host_eof(now, data)
                 return
             deliver(data, now)
-            if size < room or clock() > until:
+            left = until - clock()
+            if size < room or left < 0:
                 break
         if not self._waits & READ and self.sock is not None:
             self._wait(sock, self._waits | READ)

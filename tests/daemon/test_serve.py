@@ -233,7 +233,7 @@ import ctypes, resource, sys
 sys.path.insert(0, sys.argv[1])
 from netd import serve
 if not hasattr(ctypes.CDLL(None), "mallopt"):
-    sys.exit("0")
+    sys.exit()
 serve._keep_heap()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

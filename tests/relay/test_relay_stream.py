@@ -210,7 +210,7 @@ async def test_what_just_fits(begin: Begin) -> None:
 
 @pytest.mark.parametrize(("turn", "several"), [(ALONE, 4), (SHARED, 1)])
 async def test_what_filled_one_read_may_fill_several_frames(begin: Begin, turn: float, several: int) -> None:
-    """As many as fit a turn, until a read finds less; one again then."""
+    """As many as fit a turn, until a read finds less, or nothing; one again then."""
     assert several == max(round(turn / FRAME), 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stream, told = begin([listener.getsockname()])
@@ -218,6 +218,7 @@ async def test_what_filled_one_read_may_fill_several_frames(begin: Begin, turn: 
         told.words.clear()
         told.window = 1000
         stream._pace.turn = turn
+        stream._clock = lambda: 0.0  # the turn does not end
         peer, _ = listener.accept()
         with peer:
             for _ in range(2):
@@ -229,6 +230,31 @@ async def test_what_filled_one_read_may_fill_several_frames(begin: Begin, turn: 
                 sizes = [len(word) for word in told.words if isinstance(word, bytes)]
                 assert sizes == ([1000, 4000, 4000, 500] if several == 4 else [1000] * 9 + [500])
                 told.words.clear()
+            peer.send(bytes(5000))
+            stream.resume(0.0)
+            async with asyncio.timeout(5):
+                while sum(len(word) for word in told.words if isinstance(word, bytes)) < 5000:
+                    await asyncio.sleep(0)
+            assert not stream._filled, "there was nothing more"
+        stream.close()
+
+
+async def test_no_more_frames_than_the_turn_has_left(begin: Begin) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        told.words.clear()
+        told.window = 1000
+        stream._pace.turn = 4 * FRAME
+        now = iter((0.0, 2 * FRAME, 3 * FRAME, 4.1 * FRAME))
+        peer, _ = listener.accept()
+        with peer:
+            peer.send(bytes(9500))
+            stream._clock = lambda: next(now)
+            stream._fresh = False
+            stream.resume(0.0)
+            assert [len(word) for word in told.words if isinstance(word, bytes)] == [1000, 2000, 1000]
+            stream._clock = time.monotonic
         stream.close()
 
 

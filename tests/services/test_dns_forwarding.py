@@ -202,6 +202,16 @@ def test_the_servers_of_a_resolv_conf() -> None:
     assert dns.servers_in("") == []
 
 
+def test_the_search_list_is_the_last_one() -> None:
+    assert dns.search_in("domain example.org\nsearch a.example b.example\noptions ndots:2\n") == [
+        "a.example",
+        "b.example",
+    ]
+    assert dns.search_in("search a.example\n\ndomain example.org\n") == ["example.org"]
+    assert dns.search_in("nameserver 192.0.2.1\n") == [] == dns.search_in("search\n")
+    assert len(dns.search_in("search " + "x " * 100)) == dns.MAX_SEARCH
+
+
 @quick
 @given(st.text(max_size=200))
 def test_any_resolv_conf(text: str) -> None:

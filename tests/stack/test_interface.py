@@ -42,6 +42,14 @@ def test_a_network_without_ipv6_does_not_speak_it() -> None:
     world.ends()
 
 
+def test_a_network_without_ipv4_does_not_speak_it() -> None:
+    only6 = replace(ADDRESSING, guest=b"", gateway=b"", dns=b"", network=0, mask=0)
+    world = World(addressing=only6, family=6)
+    world.receive(oracle.eth(GATEWAY_MAC, GUEST_MAC, 0x0800, oracle.ip4(ip("10.0.2.100"), WEB, 17, bytes(8))))
+    assert world.counters.drop_ethertype == 1 and not world.sent
+    assert not only6.ours(only6.gateway), "none is no address"
+
+
 @pytest.mark.ipv4
 @pytest.mark.parametrize("protocol", [0, 2, 41, 47, 50, 132, 255])
 def test_other_protocols_over_ip(world: World, guest: Guest, protocol: int) -> None:

@@ -413,3 +413,20 @@ def test_every_message_has_one_outcome(type_: int, src: bytes, dst: bytes, targe
         assert sent.packet is not None and sent.packet.dst in (GUEST6, LINK_LOCAL, ALL_NODES)
     world.sent.clear()
     world.ends()
+
+
+@pytest.mark.parametrize("without", ["ndp", "ra"])
+def test_what_is_not_served_is_not_said_either(without: str) -> None:
+    """pasta(1), --no-ndp and --no-ra: no advertisement, no answer to a solicitation, and it is counted."""
+    world = World(without=frozenset({without}), family=6)
+    guest = Guest(world)
+    world.sent.clear()
+    world.interface.start(world.now)
+    said = [sent.packet.payload[0] for sent in world.sent if sent.packet is not None]
+    assert RA not in said and (NS in said) == (without == "ra")
+    world.sent.clear()
+    before = world.counters.drop_not_served
+    message = oracle.icmp6(LINK_LOCAL, ALL_ROUTERS, RS, 0, bytes(4), b"")
+    guest.sends_ip(ALL_ROUTERS, 58, message, src=LINK_LOCAL, ttl=255)
+    assert world.counters.drop_not_served == before + 1
+    assert not world.sent

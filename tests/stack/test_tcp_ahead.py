@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netd.stack.ports import Buffer
 from netd.stack.tcp.ahead import MASK, SEGMENTS_MAX, Ahead
 from netd.wire.tcp import ACK, FIN, PSH, RST, SYN, sack_permitted, syn_options
 
@@ -108,3 +109,41 @@ def test_the_memory_is_given_back(world: World, guest: Guest) -> None:
     assert world.interface.tcp.memory.used == 1000
     tcp.sends(RST, seq=101)
     assert world.interface.tcp.memory.used == 0 and stream.aborted
+
+
+def test_a_host_that_takes_only_part_of_what_was_held(world: World, guest: Guest) -> None:
+    """The rest comes again; nothing stays behind in the accounts."""
+    tcp, stream = guest.connects()
+    stream.capacity = 0
+    tcp.sends(ACK | PSH, b"b" * 8000, seq=111)
+    tcp.sees(ACK, ack=101)
+    memory = world.interface.tcp.memory
+    limit, memory.limit = memory.limit, 0
+    tcp.sends(ACK | PSH, b"a" * 10, seq=101)
+    taken = world.limits.throttled
+    tcp.sees(ACK, ack=101 + taken)
+    assert memory.used == taken and world.counters.drop_tcp_memory == 1
+    memory.limit = limit
+    stream.takes(None)
+    tcp.sends(ACK | PSH, b"b" * (8010 - taken), seq=101 + taken)
+    tcp.sees(ACK, ack=8111)
+    assert bytes(stream.taken) == b"a" * 10 + b"b" * 8000 and memory.used == 0
+
+
+def test_a_host_that_fails_while_what_was_held_is_handed_on(world: World, guest: Guest) -> None:
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | PSH, b"b" * 100, seq=111)
+    tcp.sees(ACK, ack=101)
+    write = stream.write
+
+    def write_once(view: Buffer) -> int:
+        stream.failing = True
+        return len(view)
+
+    def write_and_fail(view: Buffer) -> int:
+        return write(view) if stream.failing else write_once(view)
+
+    stream.write = write_and_fail  # type: ignore[method-assign]
+    tcp.sends(ACK | PSH, b"a" * 10, seq=101)
+    tcp.sees(RST | ACK, seq=1)
+    assert stream.closed and world.interface.tcp.memory.used == 0

@@ -43,8 +43,10 @@ def test_several_super_frames_from_one_read(world: World, guest: Guest) -> None:
     assert [len(each) for each in seen] == [64240] * 3 + [200_000 - 3 * 64240]
     assert b"".join(seen) == bytes(range(250)) * 800
     assert world.interface.tcp.memory.used == 200_000 + 2 * CHUNK_COST
-    tcp.sends(ACK, ack=1 + 2 * 64240)
-    assert world.interface.tcp.memory.used == 200_000 - 2 * 64240 + 2 * CHUNK_COST
+    tcp.sends(ACK, ack=1 + 3 * 64240 - 1)
+    assert world.interface.tcp.memory.used == 200_000 + 2 * CHUNK_COST, "one byte keeps its chunk, and counts as that"
+    tcp.sends(ACK, ack=1 + 3 * 64240)
+    assert world.interface.tcp.memory.used == 200_000 - 3 * 64240 + CHUNK_COST
     tcp.sends(ACK)
     assert world.interface.tcp.memory.used == 0
 
@@ -58,7 +60,7 @@ def test_the_end_comes_with_the_last_of_several_super_frames(guest: Guest) -> No
     assert sizes == [64240, 64240, 150_000 - 2 * 64240]
 
 
-def test_the_last_of_several_frames_is_lost(guest: Guest) -> None:
+def test_the_last_two_of_several_frames_are_lost(guest: Guest) -> None:
     """The chunk is the whole read; what comes again is one super-frame of it, from where the guest is."""
     tcp, stream = guest.connects(wnd=65535, after=8192)
     stream.frames = 3
@@ -72,6 +74,16 @@ def test_the_last_of_several_frames_is_lost(guest: Guest) -> None:
     tcp.sees(ACK | PSH, data[64240 : 2 * 64240], seq=64241)
     tcp.sends(ACK, ack=2 * 64240 + 1)
     tcp.sees(ACK | PSH, data[2 * 64240 :], seq=2 * 64240 + 1)
+    tcp.sends(ACK)
+
+
+def test_several_frames_without_offload_are_segments(plain: Guest) -> None:
+    tcp, stream = plain.connects()
+    stream.frames = 4
+    data = bytes(range(250)) * 20
+    stream.gets(data)
+    seen = [tcp.sees(flags, None).payload for flags in (ACK, ACK, ACK, ACK | PSH)]
+    assert [len(each) for each in seen] == [1460, 1460, 1460, 620] and b"".join(seen) == data
     tcp.sends(ACK)
 
 

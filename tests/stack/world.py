@@ -224,7 +224,8 @@ class World:
     def held_by(connection: Connection) -> int:
         """What a connection is to account for: both queues, and what each chunk costs besides its bytes."""
         held = connection.ahead.held if connection.ahead is not None else 0
-        return connection.buffered + CHUNK_COST * len(connection.chunks) + len(connection.overflow or b"") + held
+        kept = sum(map(len, connection.chunks)) + CHUNK_COST * len(connection.chunks)
+        return kept + len(connection.overflow or b"") + held
 
     # -- truths --------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ class Sender(ABC):
     """SND.* of RFC 9293 §3.3.1, RFC 6298's timer. Sequence numbers are 32-bit integers, times monotonic seconds."""
 
     __slots__ = (
-        "_head",  # acknowledged bytes at the start of the first chunk
+        "_head",  # acknowledged bytes at the start of the first chunk, which occupy memory nevertheless
         "_offload",
         "ack_pending",  # NONE, DUE (at the batch's end) or DEFERRED (an answer may carry it)
         "buffered",  # bytes read from the host and not acknowledged
@@ -141,10 +141,6 @@ class Sender(ABC):
             header = self.header.pack(seq, self.rcv_nxt, flags, wnd, size, options, total)
         table.transmit(header, payload)
 
-    def send_ack(self) -> None:
-        """A bare ACK of what has been accepted, now."""
-        self.emit(self.snd_nxt, ACK)
-
     # -- data ----------------------------------------------------------------------------------------------------
 
     def room(self, frames: int = 1) -> int:
@@ -153,7 +149,7 @@ class Sender(ABC):
         flight = (self.snd_nxt - self.snd_una) & MASK
         room = self.snd_wnd - flight
         table = self.table
-        held = self.buffered + CHUNK_COST * len(self.chunks)
+        held = self.buffered + self._head + CHUNK_COST * len(self.chunks)
         buffer_room = table.limits.send_buffer - held
         if buffer_room < room:
             room = buffer_room
@@ -222,7 +218,6 @@ class Sender(ABC):
         if freed:
             self.buffered -= freed
             memory = self.table.memory
-            memory.used -= freed
             chunks = self.chunks
             freed += self._head
             while freed:
@@ -230,7 +225,7 @@ class Sender(ABC):
                 if freed < size:
                     break
                 chunks.popleft()
-                memory.used -= CHUNK_COST
+                memory.used -= size + CHUNK_COST
                 freed -= size
             self._head = freed
         if self.rtt_seq >= 0 and (ack - self.rtt_seq) & MASK < HALF:
@@ -290,7 +285,7 @@ class Sender(ABC):
         parts: list[Buffer] = [first]
         size = len(first)
         for index in range(1, len(chunks)):  # many small chunks: fill one segment
-            parts.append(chunks[index])
+            parts.append(memoryview(chunks[index])[: self.mss])
             size += len(chunks[index])
             if size >= self.mss:
                 break
@@ -321,7 +316,7 @@ class Sender(ABC):
 
     def forget(self) -> None:
         """Drop what is kept for retransmission."""
-        self.table.memory.used -= self.buffered + CHUNK_COST * len(self.chunks)
+        self.table.memory.used -= self.buffered + self._head + CHUNK_COST * len(self.chunks)
         self.buffered = 0
         self.chunks.clear()
         self._head = 0
