@@ -251,9 +251,11 @@ async def test_cancelled(world: World, daemon: Daemon) -> None:
         task = takes.attach(daemon)
         for _ in range(turns):
             await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:  # done already: this process had to wait for the CPU
+            await daemon.detach(task.result())
         await takes.all_are_closed()
         assert daemon.networks == {}
     await no_link(guest)
