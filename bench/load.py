@@ -52,12 +52,15 @@ def iperf(
     reverse: bool = False,
     streams: int = 1,
     udp: tuple[int, float] | None = None,
+    size: int = 0,
 ) -> Transfer:
-    """One transfer from ``client`` to ``server``, or with ``reverse`` the other way.
+    """One transfer from ``client`` to ``server``, or with ``reverse`` the other way; of ``size`` bytes instead of
+    ``seconds``, where that is given, which then is how long it may take.
 
     ``udp`` is the size of a datagram and the offered rate in bits/s, 0 for as many as it can.
     """
-    argv = ["iperf3", "-J", "-c", address, "-p", str(port), "-t", str(seconds), "--connect-timeout", "5000"]
+    length = ["-n", str(size // streams)] if size else ["-t", str(seconds)]
+    argv = ["iperf3", "-J", "-c", address, "-p", str(port), *length, "--connect-timeout", "5000"]
     argv += ["-R"] if reverse else []
     if udp:
         argv += ["-u", "-l", str(udp[0]), "-b", f"{udp[1]:.0f}", "-w", str(_udp_buffer())]

@@ -37,6 +37,11 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def minor_faults(pids: Iterable[int]) -> int:
+    """Pages that the processes have touched for the first time, or anew (proc(5), minflt)."""
+    return sum(int(_stat(pid)[7]) for pid in pids)
+
+
 def cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
     """User and system time of the processes and of their ended, awaited children, in seconds."""
     user = system = 0

@@ -15,6 +15,7 @@ kernel that restricts cubic refuses the sysctl in a new namespace, so it is also
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import resource
 import shutil
@@ -247,13 +248,7 @@ class World:
         self.venv.mkdir()
         if sys.prefix != sys.base_prefix:
             run(["mount", "--bind", sys.prefix, str(self.venv)])
-        for part in (self.site / "netd", ROOT / "plugin", ROOT / "bench"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(part, self.tree / part.name, symlinks=True, ignore=ignored)
-        for library in self.site.glob("netd__mypyc*.so"):
-            shutil.copy(library, self.tree)
-        # As an installation has it: USER could not write the bytecode, and compiling costs time and memory.
-        run([sys.executable, "-m", "compileall", "-q", str(self.tree / "netd")], 60)
+        self._take(self.site)
         node = self.scratch / "tun"  # rootless users may open it on any usual machine; here it may be 0600
         os.mknod(node, 0o666 | 0o020000, os.makedev(10, 200))
         node.chmod(0o666)
@@ -293,6 +288,24 @@ class World:
     def pump(self, *args: object) -> list[str]:
         """The command line of one of pump.py's modes."""
         return [PYTHON, "-I", "-S", str(self.tree / "bench" / "pump.py"), *map(str, args)]
+
+    def with_netd_of(self, site: Path) -> World:
+        """The same networks and processes with another netd."""
+        other = copy.copy(self)
+        other.site = site
+        other.tree = Path(tempfile.mkdtemp(prefix="tree-", dir=self.scratch))
+        other.tree.chmod(0o755)
+        other._take(site)
+        return other
+
+    def _take(self, site: Path) -> None:
+        for part in (site / "netd", ROOT / "plugin", ROOT / "bench"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(part, self.tree / part.name, symlinks=True, ignore=ignored)
+        for library in site.glob("netd__mypyc*.so"):
+            shutil.copy(library, self.tree)
+        # As an installation has it: USER could not write the bytecode, and compiling costs time and memory.
+        self.host.run([sys.executable, "-m", "compileall", "-q", str(self.tree / "netd")], 60)
 
     def folder(self, name: str) -> Path:
         """A new directory of USER's, mode 0700."""

@@ -1,0 +1,52 @@
+"""Two builds side by side: what is made of the samples, and one pair of real transfers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import pair
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_mean_ratio_of_pairs_and_its_error():
+    assert pair.ratio([2.0, 8.0], [1.0, 2.0]) == "2.828 ± 0.347"
+    assert pair.ratio([3.0, 3.0, 3.0], [2.0, 2.0, 2.0]) == "1.500 ± 0.000"
+
+
+def test_what_took_no_time_is_no_ratio():
+    assert pair.ratio([0.0, 1.0], [1.0, 0.0]) == "nothing to compare"
+
+
+def test_the_tenth_and_the_ninetieth_percentile():
+    samples = [pair.Sample(float(n), n / 100, 7) for n in range(20)]
+    assert pair.summary("old", samples) == "old: 9.50 [2.00 … 17.00] Gbit/s, 0.095 [0.020 … 0.170] CPU s/GB, 7 faults"
+
+
+@pytest.mark.parametrize("words", [["--pairs", "1"], ["--gb", "0"], ["--streams", "0"], ["--way", "up"]])
+def test_words_that_cannot_be(words, capsys):
+    with pytest.raises(SystemExit):
+        pair.arguments(["old", *words])
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("way", ["in", "loopback"])
+def test_two_pairs_end_to_end(way):
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    for tool in ("iperf3", "unshare", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("needs /dev/net/tun")
+    command = [sys.executable, str(ROOT / "bench" / "pair.py"), str(ROOT), str(ROOT), "--pairs", "2", "--gb", "0.05"]
+    done = subprocess.run([*command, "--way", way], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    old, new, ratio = done.stdout.splitlines()
+    assert old.startswith("old: ") and new.startswith("new: ")
+    assert ratio.startswith(f"new : old, {way}, MTU 65520, 2 pairs: rate ")
