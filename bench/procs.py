@@ -39,7 +39,11 @@ def tree(root: int) -> list[int]:
 
 def minor_faults(pids: Iterable[int]) -> int:
     """Pages that the processes have touched for the first time, or anew (proc(5), minflt)."""
-    return sum(int(_stat(pid)[7]) for pid in pids)
+    faults = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # ended
+            faults += int(_stat(pid)[7])
+    return faults
 
 
 def cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:

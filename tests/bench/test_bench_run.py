@@ -54,6 +54,12 @@ def test_cpu_time_is_that_of_the_clock():
         process.stdin.close()
 
 
+def test_page_faults_of_who_is_left():
+    before = procs.minor_faults([os.getpid(), 2**22 + 1])  # the second does not exist
+    touched = bytearray(64 << 20)
+    assert 0 < before < procs.minor_faults([os.getpid()]) and touched
+
+
 def links() -> set[str]:
     return set(os.listdir("/sys/class/net"))
 
