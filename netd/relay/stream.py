@@ -2,7 +2,7 @@
 
 The socket is read for as many bytes as the connection has room for, and written directly from the frame's buffer. Where
 a read got all that it asked for, the next one is of several super-frames: each read sends the host's peer an ACK, and
-that costs nearly as much as the copying. Measured, bulk to the guest: 2 to 12 % more for 9 to 16 % less CPU time a
+that costs nearly as much as the copying. Measured, bulk to the guest: 2 to 12 % more for 8 to 16 % less CPU time a
 byte; eight or sixteen at once are no better than four.
 """
 
