@@ -1,7 +1,5 @@
 """Two builds side by side: what is made of the samples, and one pair of real transfers."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,14 +34,7 @@ def test_words_that_cannot_be(words, capsys):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("way", ["in", "loopback"])
-def test_two_pairs_end_to_end(way):
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    for tool in ("iperf3", "unshare", "ip"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}")
-    if not os.path.exists("/dev/net/tun"):
-        pytest.skip("needs /dev/net/tun")
+def test_two_pairs_end_to_end(measurable, way):
     command = [sys.executable, str(ROOT / "bench" / "pair.py"), str(ROOT), str(ROOT), "--pairs", "2", "--gb", "0.05"]
     done = subprocess.run([*command, "--way", way], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
