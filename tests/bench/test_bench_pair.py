@@ -22,10 +22,14 @@ def test_what_took_no_time_is_no_ratio():
 
 def test_the_tenth_and_the_ninetieth_percentile():
     samples = [pair.Sample(float(n), n / 100, 7) for n in range(20)]
-    assert pair.summary("old", samples) == "old: 9.50 [2.00 … 17.00] Gbit/s, 0.095 [0.020 … 0.170] CPU s/GB, 7 faults"
+    rate, cpu = "9.50 [2.00 … 17.00]", "0.095 [0.020 … 0.170]"
+    assert pair.summary("old", samples, "bulk") == f"old: {rate} Gbit/s, {cpu} CPU s/GB, 7 faults"
+    assert pair.summary("new", samples, "rr") == f"new: {rate} 1/s, {cpu} CPU ms, 7 faults"
 
 
-@pytest.mark.parametrize("words", [["--pairs", "1"], ["--gb", "0"], ["--streams", "0"], ["--way", "up"]])
+@pytest.mark.parametrize(
+    "words", [["--pairs", "1"], ["--gb", "0"], ["--streams", "0"], ["--way", "up"], ["--load", "rr"]]
+)
 def test_words_that_cannot_be(words, capsys):
     with pytest.raises(SystemExit):
         pair.arguments(["old", *words])
@@ -33,11 +37,15 @@ def test_words_that_cannot_be(words, capsys):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("way", ["in", "loopback"])
-def test_two_pairs_end_to_end(measurable, way):
+@pytest.mark.parametrize(
+    ("what", "way"), [("bulk", "in"), ("bulk", "loopback"), ("connect", "published"), ("rr", "out")]
+)
+def test_two_pairs_end_to_end(measurable, what, way):
     command = [sys.executable, str(ROOT / "bench" / "pair.py"), str(ROOT), str(ROOT), "--pairs", "2", "--gb", "0.05"]
-    done = subprocess.run([*command, "--way", way], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [*command, "--load", what, "--way", way], capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     old, new, ratio = done.stdout.splitlines()
     assert old.startswith("old: ") and new.startswith("new: ")
-    assert ratio.startswith(f"new : old, {way}, MTU 65520, 2 pairs: rate ")
+    assert ratio.startswith(f"new : old, {what} {way}, MTU 65520, 2 pairs: rate ")
