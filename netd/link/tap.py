@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 from collections.abc import Callable
 from time import monotonic
@@ -39,14 +40,15 @@ def is_attached(fd: int) -> bool:
 class Tap:
     """Owns ``fd`` (non-blocking). ``vnet``: frames carry a virtio_net_hdr of 10 bytes."""
 
-    __slots__ = ("_iov", "_several", "_skip", "drops", "fd", "vnet")
+    __slots__ = ("_file", "_several", "_skip", "drops", "fd", "vnet")
 
     def __init__(self, fd: int, vnet: bool) -> None:
         self.fd = fd
         self.vnet = vnet
         self.drops = 0  # frames the device did not take
         self._skip = vnet_hdr.SIZE if vnet else 0
-        self._iov = [_buffer]
+        # Its readinto says None where there is nothing: an exception costs more than the system call.
+        self._file = io.FileIO(fd, "r+b", closefd=False)
         self._several = False  # the last wake-up brought more than one frame
 
     def receive(
@@ -61,15 +63,18 @@ class Tap:
         Without ``drain``, where frames come one by one, small, only one is read: to see that there is no other takes as
         long as for the loop to come back (a system call and an exception, some 4 us).
         """
-        fd, iov, skip = self.fd, self._iov, self._skip
-        readv, clock = os.readv, monotonic
+        skip = self._skip
+        readinto, clock = self._file.readinto, monotonic
         view, buffer = _view, _buffer
         drain = drain or self._several
         count = 0
         try:
             until = now + turn
             while count < BATCH:
-                size = readv(fd, iov)
+                size = readinto(buffer)
+                if size is None:
+                    self._several = count > 1
+                    break
                 count += 1
                 if skip:
                     segment = _unpack(buffer)[3] if buffer[1] == vnet_hdr.GSO_UDP_L4 else 0
@@ -78,9 +83,6 @@ class Tap:
                     deliver(view[:size], False, 0, now)
                 if clock() > until or not (drain or size > SMALL):
                     break
-        except BlockingIOError:
-            self._several = count > 1
-            return True
         except OSError as e:
             # EIO: the interface is down. EBADFD: the device was deleted under us (drivers/net/tun.c).
             return e.errno in (errno.EIO, errno.EINTR)

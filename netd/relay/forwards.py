@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MAX_PORTS: Final = 4096  # published ports per network; each is one listening socket or, for all addresses, two
 MAX_BEST_EFFORT: Final = 65535  # and further ones of forwards that do without the ports they cannot get
-ACCEPTS: Final = 32  # connections taken per wake-up, if they fit a turn
 
 
 class Forward:
@@ -175,52 +174,47 @@ class Forwards:
     def _on_accept(
         self, forward: Forward, listener: socket.socket, guest_of: Callable[[bytes], bytes], port: int
     ) -> None:
-        now = self._clock()
-        until = now + self._host.pace.turn
-        for _ in range(ACCEPTS):
-            try:
-                sock, client = accept(listener)
-            except BlockingIOError:
-                break
-            except OSError as e:
-                if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(forward, listener, guest_of, port)
-                break  # else the client has gone already
-            ip = packed(client[0])
-            guest = guest_of(ip)
-            if self.inward is not None and is_loopback(ip) and not forward.spec.container_ip:
-                self._splice(self.inward, forward, sock, guest, port)
-                if self._clock() > until:
-                    break
-                continue
-            src = self._addressing.seen_as(ip, len(guest))
-            stream = self._host.new_stream(sock)
-            connection = self._tcp.open_to_guest(src, client[1], guest, port, stream, now)
-            if connection is None:
-                stream.abort()
-                continue
-            stream.connection = connection
-            stream.on_close = forward.streams.discard
-            if len(guest) == 16 and not forward.spec.container_ip and self._addressing.guest:
-                stream.on_refused = partial(self._by_ipv4, client[1], port)
-            forward.streams.add(stream)
-            if self._clock() > until:
-                break
+        """One connection a wake-up: to see that there is no other takes as long as for the loop to come back."""
+        try:
+            sock, client = accept(listener)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._pause(forward, listener, guest_of, port)
+            return  # else the client has gone already
+        ip = packed(client[0])
+        guest = guest_of(ip)
+        if self.inward is not None and is_loopback(ip) and not forward.spec.container_ip:
+            self._splice(self.inward, forward, sock, guest, port)
+        else:
+            self._open_to_guest(forward, sock, ip, client[1], guest, port)
         self._flush()
 
+    def _open_to_guest(self, forward: Forward, sock: TcpSocket, ip: bytes, sport: int, guest: bytes, port: int) -> None:
+        src = self._addressing.seen_as(ip, len(guest))
+        stream = self._host.new_stream(sock)
+        connection = self._tcp.open_to_guest(src, sport, guest, port, stream, self._clock())
+        if connection is None:
+            stream.abort()
+            return
+        stream.connection = connection
+        stream.on_close = forward.streams.discard
+        if len(guest) == 16 and not forward.spec.container_ip and self._addressing.guest:
+            stream.on_refused = partial(self._by_ipv4, sport, port)
+        forward.streams.add(stream)
+
     def _splice(self, inward: Inward, forward: Forward, sock: TcpSocket, guest: bytes, port: int) -> None:
-        def joined(splice: Splice) -> None:
-            forward.splices.add(splice)
-            splice.on_close = partial(forward.splices.discard, splice)
-
-        def by_ipv4(sock: TcpSocket) -> None:
-            inward.accept(sock, self.address_of(self._addressing.guest), port, joined)
-
+        joined = partial(_joined, forward)
         if self.to_loopback:
             inward.accept(sock, packed(sock.getsockname()[0]), port, joined)
+        elif len(guest) == 16 and self._addressing.guest:
+            inward.accept(sock, guest, port, joined, partial(self._splice_by_ipv4, inward, joined, port))
         else:
-            both = len(guest) == 16 and self._addressing.guest
-            inward.accept(sock, guest, port, joined, by_ipv4 if both else None)
+            inward.accept(sock, guest, port, joined)
+
+    def _splice_by_ipv4(self, inward: Inward, joined: Callable[[Splice], None], port: int, sock: TcpSocket) -> None:
+        inward.accept(sock, self.address_of(self._addressing.guest), port, joined)
 
     def _by_ipv4(self, sport: int, port: int, stream: Stream, now: float) -> bool:
         """Nobody listens on the guest's IPv6 address: what came to ``localhost`` may be meant for IPv4."""
@@ -245,3 +239,8 @@ class Forwards:
         """The network ends, or (``kept``) only this process."""
         for id_ in list(self._forwards):
             self.remove(id_, close_connections=False, kept=kept)
+
+
+def _joined(forward: Forward, splice: Splice) -> None:
+    forward.splices.add(splice)
+    splice.on_close = partial(forward.splices.discard, splice)

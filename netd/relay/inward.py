@@ -21,7 +21,8 @@ from netd.relay.tcp_socket import TcpSocket
 from netd.relay.udp_relay import Control, UdpClients
 
 READY: Final = 8  # sockets of a kind; more are asked for when it is fewer than half of them
-READY_MAX: Final = 128  # and so many where that was not enough, again and again
+READY_MAX: Final = 128  # and so many where that was not enough, or did not last, again and again
+OFTEN: Final = 0.02  # seconds: a request costs the daemon and the agent 400 us, and each socket 15
 WAITING_MAX: Final = 256  # connections
 DATAGRAMS_MAX: Final = 64  # that wait
 PATIENCE: Final = 5.0  # seconds; and who did not ask for so long is content with READY again
@@ -59,6 +60,7 @@ class Inward:
         self._ready: dict[Kind, list[socket.SocketType]] = {}
         self._target: dict[Kind, int] = {}  # how many shall be ready
         self._starved: set[Kind] = set()  # since it was asked
+        self._last: dict[Kind, float] = {}  # when it was asked
         self._calm: dict[Kind, float] = {}  # from when on that is READY again
         self._asked: dict[Kind, TimerHandle] = {}
         self._waiting: dict[Kind, deque[_Waiting]] = {}
@@ -78,24 +80,29 @@ class Inward:
         called with the connection if there is one, now or later, ``on_refused`` with ``accepted``, which is the
         caller's again, where nobody listens."""
         kind = (4 if len(address) == 4 else 6, "tcp")
-        wanted = _Waiting(accepted, address, port, on_splice, on_refused)
         sock = self._take(kind)
         if sock is not None:
-            self._connect(wanted, sock)
+            self._connect(sock, accepted, address, port, on_splice, on_refused)
             return
         waiting = self._waiting.setdefault(kind, deque())
         if kind not in self._asked or len(waiting) >= WAITING_MAX:
             self.unavailable += 1
             reset(accepted)
             return
-        waiting.append(wanted)
+        waiting.append(_Waiting(accepted, address, port, on_splice, on_refused))
 
-    def _connect(self, wanted: _Waiting, sock: TcpSocket) -> None:
-        splice = self._splices.connect(
-            wanted.accepted, sock, sockaddr(wanted.ip, wanted.port), on_refused=wanted.on_refused
-        )
-        if splice is not None and wanted.on_splice is not None:
-            wanted.on_splice(splice)
+    def _connect(
+        self,
+        sock: TcpSocket,
+        accepted: TcpSocket,
+        ip: bytes,
+        port: int,
+        on_splice: Callable[[Splice], None] | None,
+        on_refused: Callable[[TcpSocket], None] | None,
+    ) -> None:
+        splice = self._splices.connect(accepted, sock, sockaddr(ip, port), on_refused=on_refused)
+        if splice is not None and on_splice is not None:
+            on_splice(splice)
 
     def carry(
         self,
@@ -151,9 +158,10 @@ class Inward:
         target = self._target.get(kind, READY)
         if now > self._calm.get(kind, 0.0):
             target = READY
-        elif kind in self._starved:
+        elif kind in self._starved or now - self._last.get(kind, 0.0) < OFTEN:
             target = min(2 * target, READY_MAX)
         self._starved.discard(kind)
+        self._last[kind] = now
         self._target[kind], self._calm[kind] = target, now + PATIENCE
         self._asked[kind] = self._loop.call_later(PATIENCE, self.supply, *kind, [])
         missing = target - len(self._ready[kind]) + len(self._waiting.get(kind, ())) + len(self._late.get(kind, ()))
@@ -169,7 +177,7 @@ class Inward:
         ready.extend(sockets)
         waiting = self._waiting.get(kind, deque())
         while waiting and ready:
-            self._connect(waiting.popleft(), ready.pop())
+            self._connect(ready.pop(), *waiting.popleft())
         late, self._late[kind] = self._late.get(kind, deque()), deque()
         if self._closed or not sockets:
             self.unavailable += len(late)

@@ -19,7 +19,6 @@ from netd.relay.tcp_socket import accept, prepare
 from netd.relay.udp_relay import UdpClients, UdpEntrance
 from netd.specs import LoopbackPort
 
-ACCEPTS: Final = 32  # connections taken per wake-up
 PAUSE: Final = 0.1  # seconds, where there is no descriptor for one more
 _NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -122,26 +121,25 @@ class Outward:
     # -- TCP -----------------------------------------------------------------------------------------------------
 
     def _on_accept(self, port: _Port, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                accepted, client = accept(listener)
-            except BlockingIOError:
-                break
-            except OSError as e:
-                if e.errno in _NONE_LEFT:
-                    self._pause(port, listener)
-                break  # else the client has gone already
-            family = family_of(packed(client[0]))
-            try:
-                outgoing = _open(family, socket.SOCK_STREAM)
-            except OSError:
-                self.unavailable += 1
-                reset(accepted)
-                continue
-            splice = self._splices.connect(accepted, outgoing, loopback(family, port.host_port))
-            if splice is not None:
-                port.splices.add(splice)
-                splice.on_close = partial(port.splices.discard, splice)
+        try:
+            accepted, client = accept(listener)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno in _NONE_LEFT:
+                self._pause(port, listener)
+            return  # else the client has gone already
+        family = family_of(packed(client[0]))
+        try:
+            outgoing = _open(family, socket.SOCK_STREAM)
+        except OSError:
+            self.unavailable += 1
+            reset(accepted)
+            return
+        splice = self._splices.connect(accepted, outgoing, loopback(family, port.host_port))
+        if splice is not None:
+            port.splices.add(splice)
+            splice.on_close = partial(port.splices.discard, splice)
         self._on_event()
 
     def _pause(self, port: _Port, listener: socket.socket) -> None:

@@ -146,7 +146,7 @@ class Splices:
         on_refused: Callable[[TcpSocket], None] | None = None,
     ) -> Splice | None:
         """Connect ``outgoing`` to ``address`` and join it to ``accepted``, whose listener has been prepared
-        (``tcp_socket.prepare``). Both are ours from now on.
+        (``tcp_socket.prepare``). Both are non-blocking and ours from now on.
 
         None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called. Where
         nobody listens ``on_refused`` gets it instead.
@@ -156,8 +156,6 @@ class Splices:
             return _refuse(accepted, outgoing)
         try:
             epoll = self._open()
-            accepted.setblocking(False)
-            outgoing.setblocking(False)
             prepare(outgoing)
             error = outgoing.connect_ex(address)
             if error in _PROGRESS:
@@ -193,9 +191,10 @@ class Splices:
             return None
         if not splice.connecting:  # a client that speaks first mostly has by now
             for side in sides:
-                side.readable = side.writable = True
-                side.from_it.queued = True
-                self._ready.append(side.from_it)
+                side.writable = True
+            splice.accepted.readable = True
+            splice.accepted.from_it.queued = True
+            self._ready.append(splice.accepted.from_it)
             self._schedule()
         return splice
 
@@ -365,13 +364,13 @@ class Splices:
     def _finish(self, half: _Half) -> None:
         """The source has said all; so does the other side, and that is the end or a half of it."""
         half.ended = True
+        if half.sink.from_it.ended:
+            self.end(half.splice, reset=False)  # which says so as well
+            return
         try:
             half.sink.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._lost(half)
-            return
-        if half.sink.from_it.ended:
-            self.end(half.splice, reset=False)
 
     def _lost(self, half: _Half) -> None:
         """The sink has been reset. What it said before is passed on, as far as that is taken at once."""
@@ -390,7 +389,8 @@ class Splices:
             return
         splice.disown()
         for side in (splice.accepted, splice.outgoing):
-            if self._sides.pop(side.fd, None) is not None and self._epoll is not None:
+            known = self._sides.pop(side.fd, None) is not None
+            if known and self._epoll is not None and side is splice.outgoing:
                 self._epoll.unregister(side.fd)  # its description may live on in another process for a moment
             if side.from_it.rest is not None:
                 self._held -= len(side.from_it.rest)
@@ -429,6 +429,7 @@ def _refuse(accepted: TcpSocket, outgoing: TcpSocket) -> Splice | None:
 def _with_itself(sock: TcpSocket, address: Sockaddr) -> bool:
     """Nobody listens, and the kernel's choice of a source port was the port asked for (RFC 9293 §3.5, figure 7)."""
     try:
-        return bool(sock.getsockname()[:2] == address[:2])
+        name = sock.getsockname()
+        return bool(name[1] == address[1] and name[0] == address[0])
     except OSError:
         return False  # over already, which the first event tells

@@ -19,7 +19,7 @@ from netd.relay.inward import Inward
 from netd.relay.outward import Outward
 from netd.relay.sockaddr import packed
 from netd.relay.splice import Splices
-from netd.relay.tcp_socket import prepare
+from netd.relay.tcp_socket import accept, prepare
 from netd.relay.udp_relay import IDLE, UdpClients, UdpEntrance
 from netd.specs import LoopbackPort
 from tests.lab import Netns, World, aside, both_ways, open_fds, until
@@ -358,6 +358,8 @@ class Supplier:
             self.stage.guest.socket(kind, family=socket.AF_INET if family == 4 else socket.AF_INET6)
             for _ in range(count)
         ]
+        for sock in made:
+            sock.setblocking(False)
         self.inward.supply(family, protocol, made)
 
     def later(self, family: int, protocol: str, count: int) -> None:
@@ -387,7 +389,7 @@ async def published(stage: Stage, family: int, count: int = 1) -> tuple[list[soc
         ours = []
         for client in clients:
             await aside(client.connect, listener.getsockname())
-            ours.append(listener.accept()[0])
+            ours.append(accept(listener)[0])
         return clients, ours
 
 

@@ -43,6 +43,12 @@ class Stage:
     def noted(self) -> None:
         self.closed += 1
 
+    def connect(self, accepted: socket.socket, outgoing: socket.socket, *rest: Any) -> Splice | None:
+        """Both non-blocking, as our listeners and the agent give them."""
+        accepted.setblocking(False)
+        outgoing.setblocking(False)
+        return self.splices.connect(accepted, outgoing, *rest)
+
     async def accepted(self, inside: Netns, family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
         """A client in ``inside`` and our end of its connection."""
         ip = "::1" if family == socket.AF_INET6 else "127.0.0.1"
@@ -64,7 +70,7 @@ class Stage:
             listener.bind((ip, 0))
             listener.listen(1)
             address = listener.getsockname()
-            self.splice = self.splices.connect(ours, outside.socket(family=family), address, self.noted)
+            self.splice = self.connect(ours, outside.socket(family=family), address, self.noted)
             server, _ = await aside(listener.accept)
         server.settimeout(20)
         return client, server
@@ -280,7 +286,7 @@ async def test_last_words_where_a_write_tells_of_the_reset(stage: Stage) -> None
 async def test_refused(stage: Stage) -> None:
     client, ours = await stage.accepted(stage.guest)
     with client:
-        assert stage.splices.connect(ours, stage.host.socket(), ("127.0.0.1", 9), stage.noted) is None
+        assert stage.connect(ours, stage.host.socket(), ("127.0.0.1", 9), stage.noted) is None
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
     assert (stage.closed, stage.splices.refused, len(stage.splices)) == (0, 1, 0)
 
@@ -290,7 +296,7 @@ async def test_refused_later(stage: Stage, world: World) -> None:
     world.outside.run("nft", SILENCE)
     client, ours = await stage.accepted(stage.guest)
     with client:
-        splice = stage.splices.connect(ours, stage.host.socket(), ("198.51.100.2", 9), stage.noted)
+        splice = stage.connect(ours, stage.host.socket(), ("198.51.100.2", 9), stage.noted)
         assert splice is not None and splice.connecting
         client.sendall(b"early")
         world.outside.run("nft", "flush chain ip router forward")
@@ -302,7 +308,7 @@ async def test_connected_later(stage: Stage, world: World) -> None:
     client, ours = await stage.accepted(stage.guest)
     world.outside.run("nft", SILENCE)
     with world.outside.listener("198.51.100.2") as listener, client:
-        splice = stage.splices.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
+        splice = stage.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
         assert splice is not None and splice.connecting
         client.sendall(b"early")
         world.outside.run("nft", "flush chain ip router forward")
@@ -315,7 +321,7 @@ async def test_connected_later(stage: Stage, world: World) -> None:
 
 async def test_the_client_gives_up_while_it_connects(stage: Stage, world: World) -> None:
     client, ours = await stage.accepted(stage.guest)
-    splice = stage.splices.connect(ours, stage.host.socket(), ("192.0.2.9", 80), stage.noted)  # nobody says anything
+    splice = stage.connect(ours, stage.host.socket(), ("192.0.2.9", 80), stage.noted)  # nobody says anything
     assert splice is not None and splice.connecting
     reset_by(client)
     await until(lambda: stage.closed == 1)
@@ -345,7 +351,7 @@ async def test_not_with_itself(stage: Stage) -> None:
     outgoing = stage.host.socket()
     outgoing.bind(("127.0.0.1", 0))
     with client:
-        assert stage.splices.connect(ours, outgoing, outgoing.getsockname(), stage.noted) is None
+        assert stage.connect(ours, outgoing, outgoing.getsockname(), stage.noted) is None
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
     assert stage.splices.refused == 1
 
@@ -355,7 +361,7 @@ async def test_the_limit(stage: Stage) -> None:
     pairs = [await stage.joined() for _ in range(2)]
     client, ours = await stage.accepted(stage.guest)
     with client, stage.host.listener("127.0.0.1") as listener:
-        assert stage.splices.connect(ours, stage.host.socket(), listener.getsockname()) is None
+        assert stage.connect(ours, stage.host.socket(), listener.getsockname()) is None
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
     assert stage.splices.over_limit == 1
     for sock in pairs.pop():
@@ -373,7 +379,7 @@ async def test_out_of_descriptors(stage: Stage) -> None:
     outgoing = stage.host.socket()
     with client:
         with out_of_descriptors():
-            assert stage.splices.connect(ours, outgoing, ("127.0.0.1", 1)) is None
+            assert stage.connect(ours, outgoing, ("127.0.0.1", 1)) is None
         assert await aside(end_of, client) == (b"", errno.ECONNRESET)
     assert stage.splices.unavailable == 1
     client, server = await stage.joined()
