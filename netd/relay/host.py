@@ -54,7 +54,8 @@ class HostNetwork:
         self._tails = Tails(loop)
 
     def flush(self) -> None:
-        """Call after each batch of frames: what was gathered goes out."""
+        """Call after each batch of frames: what was gathered goes out, and what became of connects is told."""
+        self._poller.tell()
         if outbox.flow is not None:
             outbox.flush()
 

@@ -25,6 +25,9 @@ class Owner(Protocol):
     def on_ready(self, events: int) -> None:
         """What epoll_wait(2) says of it, END among it; EPOLLERR and EPOLLHUP are told whether wanted or not."""
 
+    def on_outcome(self, error: int) -> None:
+        """Its connect has ended at once: an errno, 0 where it is connected."""
+
 
 class Turns(Protocol):
     """When to go on, and for how long (``pace.Turns``)."""
@@ -39,7 +42,7 @@ class Turns(Protocol):
 class Poller:
     """Of one network. The descriptor is opened with its first connection."""
 
-    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_owners", "_turns")
+    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_outcomes", "_owners", "_turns")
 
     def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turns: Turns) -> None:
         self._loop = loop
@@ -47,6 +50,7 @@ class Poller:
         self._turns = turns
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
+        self._outcomes: list[tuple[Owner, int]] = []
         self._gone: set[int] = set()  # in this round; their numbers may be others' by now
 
     def begin(self, fd: int, events: int, owner: Owner) -> None:
@@ -69,6 +73,17 @@ class Poller:
         self._epoll.unregister(fd)
         del self._owners[fd]
         self._gone.add(fd)
+
+    def tell_later(self, owner: Owner, error: int) -> None:
+        """``owner.on_outcome`` is called by the next ``tell``."""
+        self._outcomes.append((owner, error))
+
+    def tell(self) -> None:
+        """Of connects that ended at once; call at the end of each batch of frames."""
+        if self._outcomes:
+            outcomes, self._outcomes = self._outcomes, []
+            for owner, error in outcomes:
+                owner.on_outcome(error)
 
     def _on_events(self) -> None:
         epoll = self._epoll

@@ -104,16 +104,17 @@ class Stream:
     # -- connecting ----------------------------------------------------------------------------------------------
 
     def connect(self, addresses: list[Address], source: Source) -> None:
-        """Try ``addresses`` in order; the connection hears of the outcome from the loop, never from within.
+        """Try ``addresses`` in order; the connection hears of the outcome at the batch's end or from the loop, never
+        from within.
 
         The first try is made at once, so that it counts to the turn of the guest that asked: a flood of SYNs costs 50
         us each, and another network is not to wait for a batch of them.
         """
         error = self._try(addresses, source, errno.ENETUNREACH)
         if error != errno.EINPROGRESS:
-            self._loop.call_soon(self._tell, error)
+            self._poller.tell_later(self, error)
 
-    def _tell(self, error: int) -> None:
+    def on_outcome(self, error: int) -> None:
         """How it ended; 0: connected."""
         if self._closed:
             return  # the guest gave up meanwhile
@@ -122,7 +123,6 @@ class Stream:
         else:
             self._fresh = True
             self.connection.host_connected(self._clock())
-        self._flush()
 
     def _try(self, addresses: list[Address], source: Source, error: int) -> int:
         """0: connected. EINPROGRESS: the loop will say. Any other: why the last of them failed, ``error`` where there
@@ -161,7 +161,8 @@ class Stream:
             self.sock = None
             error = self._try(addresses, source, error)
         if error != errno.EINPROGRESS:
-            self._tell(error)
+            self.on_outcome(error)
+            self._flush()
 
     def _give_up(self, addresses: list[Address], source: Source) -> None:
         """Silence: on to the next address."""
@@ -172,7 +173,8 @@ class Stream:
             sock.close()
             error = self._try(addresses, source, errno.ETIMEDOUT)
             if error != errno.EINPROGRESS:
-                self._tell(error)
+                self.on_outcome(error)
+                self._flush()
 
     def _stop_trying(self) -> None:
         if self._trying is not None:

@@ -50,6 +50,7 @@ async def ends() -> AsyncIterator[Ends]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         stream.connect([listener.getsockname()], ANYWHERE)
+        poller.tell()
         await asyncio.wait_for(told.event.wait(), 5)
         peer, _ = listener.accept()
     peer.settimeout(5)
