@@ -80,7 +80,7 @@ class Poller:
 
     def tell(self) -> None:
         """Of connects that ended at once; call at the end of each batch of frames."""
-        if self._outcomes:
+        while self._outcomes:
             outcomes, self._outcomes = self._outcomes, []
             for owner, error in outcomes:
                 owner.on_outcome(error)

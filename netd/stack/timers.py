@@ -5,7 +5,7 @@ is looked at again when it is due), so a busy flow leaves a hint once per timeou
 
 Most deadlines are one of few lengths of time from now, so that those of a length come in order: each goes to the first
 of some lanes whose last hint is not later, and only what fits into none to a heap. Measured, compiled, with 2500
-connections a second: 18 us of 390 a connection with the heap alone, 6 so.
+connections a second: 4.6 % of the daemon's time with the heap alone, 2.6 % so.
 """
 
 from __future__ import annotations

@@ -169,3 +169,21 @@ async def test_a_turn_is_over_when_nothing_is_left(length: float) -> None:
         assert turns.ended == 1
         poller.end(a.fileno())
     poller.close()
+
+
+async def test_outcomes_are_told_once_and_in_order(poller: Poller) -> None:
+    """Those of connects that ended at once; one of them begins the next."""
+
+    class Ended(Waiting):
+        def on_outcome(self, error: int) -> None:
+            self.told.append(error)
+            self.deed()
+
+    first, last = Ended(lambda: poller.tell_later(last, 111)), Ended()
+    poller.tell_later(first, 0)
+    poller.tell_later(last, 101)
+    assert first.told == last.told == []
+    poller.tell()
+    assert (first.told, last.told) == ([0], [101, 111])
+    poller.tell()
+    assert (first.told, last.told) == ([0], [101, 111])
