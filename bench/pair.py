@@ -62,6 +62,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("at least two pairs of something")
     if options.load != "bulk" and options.way == "in":
         parser.error("who connects chooses the way: out, loopback or published")
+    if options.load == "rr" and options.streams > 1:
+        parser.error("round trips are made by one client")
     return options
 
 
@@ -85,6 +87,8 @@ def sample(visit: Visit, network: Attachment, port: int, options: argparse.Names
                 result = load.connects(visit, client, address, at, SECONDS, options.streams)
             else:
                 result = load.rr(visit, client, address, at, SECONDS)
+            if result.get("failed"):
+                raise BenchError(f"{result['failed']} connections failed")
             rate, count = result["rate"], result["n"] / 1e3
         cpu = sum(procs.cpu_seconds(pids)) - cpu
         return Sample(rate, cpu / count, procs.minor_faults(pids) - faults)

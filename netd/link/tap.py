@@ -68,6 +68,8 @@ class Tap:
         Without ``drain``, where frames come one by one, small, only one is read: to see that there is no other takes as
         long as for the loop to come back (a system call and an exception, some 4 us).
         """
+        if self.fd < 0:
+            return False  # its number may be another's by now
         skip = self._skip
         readinto, poll, clock = self._file.readinto, self._poll.poll, monotonic
         view, buffer = _view, _buffer

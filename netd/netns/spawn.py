@@ -129,6 +129,8 @@ class Agent:
         than FDS_MAX of them, NamespaceUnavailable, AgentUnavailable.
         """
         count = sum(plan.count for plan in plans)
+        if any(plan.count < 1 for plan in plans):
+            raise ValueError("a plan of less than one socket")
         if count > FDS_MAX:
             raise LimitReached(f"at most {FDS_MAX} sockets are opened at once, not {count}")
 

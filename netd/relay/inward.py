@@ -61,7 +61,7 @@ class Inward:
         self._target: dict[Kind, int] = {}  # how many shall be ready
         self._starved: set[Kind] = set()  # since it was asked
         self._last: dict[Kind, float] = {}  # when it was asked
-        self._calm: dict[Kind, float] = {}  # from when on that is READY again
+        self._calming: dict[Kind, TimerHandle] = {}  # until that is READY again
         self._asked: dict[Kind, TimerHandle] = {}
         self._waiting: dict[Kind, deque[_Waiting]] = {}
         self._late: dict[Kind, deque[_Late]] = {}
@@ -156,16 +156,28 @@ class Inward:
             return
         now = self._loop.time()
         target = self._target.get(kind, READY)
-        if now > self._calm.get(kind, 0.0):
-            target = READY
-        elif kind in self._starved or now - self._last.get(kind, 0.0) < OFTEN:
-            target = min(2 * target, READY_MAX)
+        if kind in self._starved or now - self._last.get(kind, 0.0) < OFTEN:
+            target = min(2 * target, READY_MAX) if kind in self._last else READY
         self._starved.discard(kind)
         self._last[kind] = now
-        self._target[kind], self._calm[kind] = target, now + PATIENCE
-        self._asked[kind] = self._loop.call_later(PATIENCE, self.supply, *kind, [])
+        self._target[kind] = target
+        if target > READY and kind not in self._calming:
+            self._calming[kind] = self._loop.call_later(PATIENCE, self._calm_down, kind)
         missing = target - len(self._ready[kind]) + len(self._waiting.get(kind, ())) + len(self._late.get(kind, ()))
+        self._asked[kind] = self._loop.call_later(PATIENCE, self.supply, *kind, [])
         self._refill(*kind, min(missing, READY_MAX))
+
+    def _calm_down(self, kind: Kind) -> None:
+        """Who has not asked for a while is content with READY again."""
+        left = self._last[kind] + PATIENCE - self._loop.time()
+        if left > 0:
+            self._calming[kind] = self._loop.call_later(left, self._calm_down, kind)
+            return
+        del self._calming[kind]
+        self._target[kind] = READY
+        ready = self._ready[kind]
+        while len(ready) > READY:
+            ready.pop().close()
 
     def supply(self, family: int, protocol: str, sockets: list[socket.SocketType]) -> None:
         """What ``refill`` asked for: bare sockets, which are ours from now on. None at all is a refusal."""
@@ -179,6 +191,8 @@ class Inward:
         while waiting and ready:
             self._connect(ready.pop(), *waiting.popleft())
         late, self._late[kind] = self._late.get(kind, deque()), deque()
+        if not sockets:
+            self._target[kind] = READY
         if self._closed or not sockets:
             self.unavailable += len(late)
             while waiting:
@@ -189,11 +203,13 @@ class Inward:
         else:
             for each in late:
                 self.carry(*each)
-        while ready and (self._closed or len(ready) > READY_MAX):
+        while ready and (self._closed or len(ready) > self._target.get(kind, READY)):
             ready.pop().close()
 
     def close(self) -> None:
         """The network ends. Sockets that are supplied yet are closed."""
         self._closed = True
+        for timer in self._calming.values():
+            timer.cancel()
         for kind in {*self._ready, *self._waiting, *self._late}:
             self.supply(*kind, [])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 from asyncio import AbstractEventLoop
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -50,7 +51,7 @@ class Poller:
         self._turns = turns
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
-        self._outcomes: list[tuple[Owner, int]] = []
+        self._outcomes: deque[tuple[Owner, int]] = deque()
         self._gone: set[int] = set()  # in this round; their numbers may be others' by now
 
     def begin(self, fd: int, events: int, owner: Owner) -> None:
@@ -81,9 +82,8 @@ class Poller:
     def tell(self) -> None:
         """Of connects that ended at once; call at the end of each batch of frames."""
         while self._outcomes:
-            outcomes, self._outcomes = self._outcomes, []
-            for owner, error in outcomes:
-                owner.on_outcome(error)
+            owner, error = self._outcomes.popleft()
+            owner.on_outcome(error)
 
     def _on_events(self) -> None:
         epoll = self._epoll

@@ -226,8 +226,10 @@ class Splices:
         if self._epoll is None:
             return
         sides = self._sides
-        events = [(sides[fd], mask) for fd, mask in self._epoll.poll(0, _EVENTS)]
+        events = [(sides.get(fd), mask) for fd, mask in self._epoll.poll(0, _EVENTS)]
         for side, mask in events:
+            if side is None:
+                continue  # closed, and its description lives on somewhere
             splice = side.splice
             if splice.closed:
                 continue

@@ -282,6 +282,8 @@ def test_as_many_as_a_message_carries(run: Run, up: Namespace) -> None:
     close(*made)
     with pytest.raises(LimitReached, match=f"at most {FDS_MAX} sockets are opened at once, not {FDS_MAX + 1}"):
         once(run, up, *plans, LISTEN)
+    with pytest.raises(ValueError, match="less than one"):  # and not the end of the agent
+        once(run, up, replace(LISTEN, count=-1))
 
 
 def test_no_room_for_some(run: Run, up: Namespace) -> None:

@@ -159,17 +159,6 @@ async def test_has_more_ready_where_they_do_not_suffice(
                 (await aside(service.accept))[0].close()
             await until(lambda splices=splices: all(splice.closed for splice in splices))
         assert counts[0] > 1 == counts[-1], "the first time there were 8"
-        monkeypatch.setattr(inward_, "PATIENCE", 0.0)
-        supplier.inward._calm.clear()
-        supplier.inward._ready[4, "tcp"].pop().close()
-        while len(supplier.inward._ready[4, "tcp"]) > 3:
-            supplier.inward._ready[4, "tcp"].pop().close()
-        supplier.asked.clear()
-        [client], [sock] = await published(stage, socket.AF_INET)
-        supplier.inward.accept(sock, packed("127.0.0.1"), port_of(service))
-        assert supplier.asked == [(4, "tcp", 6)], "after a while it is content with 8"
-        client.close()
-        (await aside(service.accept))[0].close()
 
 
 async def test_has_more_ready_where_they_do_not_last(
@@ -195,8 +184,22 @@ async def test_has_more_ready_where_they_do_not_last(
     assert counts(4) == [5]
     assert counts(5) == [13], "twice as many"
     assert counts(40) == [23, 16], "and no more than 30"
-    now += inward_.PATIENCE + 1
-    assert not any(count > inward_.READY for count in counts(40)[:1]), "after a while it is content with 8"
+    ready = supplier.inward._ready[4, "tcp"]
+    assert len(ready) > 8
+    now += inward_.PATIENCE / 2
+    supplier.inward._calm_down((4, "tcp"))
+    assert len(ready) > 8, "it may go on"
+    now += inward_.PATIENCE
+    supplier.inward._calm_down((4, "tcp"))
+    assert len(ready) == 8, "after a while it is content with that again"
+    assert counts(5) == [5]
+
+
+async def test_no_more_are_asked_for_where_there_are_none(stage: Stage, supplier: Supplier) -> None:
+    supplier.mode = lambda family, protocol, count: supplier.inward.supply(family, protocol, [])
+    for _ in range(10):
+        assert supplier.inward._take((4, "tcp")) is None
+    assert {count for *_, count in supplier.asked} == {8, 16}
 
 
 async def test_waits_for_no_more_than(stage: Stage, supplier: Supplier, monkeypatch: pytest.MonkeyPatch) -> None:

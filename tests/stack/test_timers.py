@@ -105,6 +105,19 @@ def test_one_who_only_sleeps_can_be_woken_after_a_purge() -> None:
     assert sleeper.fired == [200.0]
 
 
+def test_one_who_waits_long_does_not_keep_the_others_from_the_lanes() -> None:
+    timers = Timers()
+    timers.poll(100.0)
+    for far in (600.0, 240.0, 30.0, 10.0):
+        timers.arm(Owner(), 100.0 + far)
+    for n in range(100):
+        timers.arm(Owner(), 101.0 + n / 1000)
+        timers.arm(Owner(), 100.2 + n / 1000)
+    assert len(timers._heap) == 4
+    timers.poll(700.0)
+    assert len(timers) == 0
+
+
 step = st.tuples(st.sampled_from(["arm", "arm", "sleep", "poll"]), st.integers(0, 5), st.integers(0, 50))
 
 
