@@ -148,7 +148,7 @@ class Network:
                 self._postponed = True
                 self._loop.call_soon(self._on_postponed)
             return
-        alive = self._link.receive(self._interface.from_guest, now, turn, self._turns.goes_on(now))
+        alive = self._link.receive(self._interface.from_guest, now, turn)
         self._flush()
         if not alive:
             self._lost = True
@@ -336,7 +336,7 @@ class Network:
         more = True
         while more and now < until:
             before = counters.rx_frames
-            alive = self._link.receive(self._interface.from_guest, now, until - now, True)
+            alive = self._link.receive(self._interface.from_guest, now, until - now)
             more = alive and counters.rx_frames > before
             now = clock()
 

@@ -36,18 +36,17 @@ CREDIT: Final = 8  # so many more near events than far ones are remembered
 ALONE: Final = 200e-6
 SHARED: Final = 20e-6
 MEMORY: Final = 0.1  # how long another network's event counts
-AT_ONCE: Final = 20e-6  # so soon the loop comes back
 DEBT: Final = 200e-6  # no longer than that does anybody wait: the clock runs on while another program has the CPU
 
 
 class Turns:
     """Those of one network. ``begin`` before what it has to do, ``Pace.event`` or ``end`` after it."""
 
-    __slots__ = ("_pace", "began", "ended", "owes_until")
+    __slots__ = ("_pace", "began", "owes_until")
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self.began = self.ended = 0.0
+        self.began = 0.0
         self.owes_until = 0.0
 
     def begin(self, now: float) -> float:
@@ -60,10 +59,6 @@ class Turns:
     def end(self) -> None:
         """Of a turn in which nothing was left to do: no ``Pace.event`` is to come."""
         self.began = 0.0
-
-    def goes_on(self, now: float) -> bool:
-        """True where the turn before ended a moment ago: what there is to do now was there then, and more may be."""
-        return now - self.ended < AT_ONCE
 
 
 class Pace:
@@ -84,7 +79,6 @@ class Pace:
     def event(self, owner: Turns) -> None:
         """Something has been done in ``owner``'s network: poll on if that is likely to happen again at once."""
         now = self._clock()
-        owner.ended = now
         if owner is not self._owner:
             self._owner = owner
             self._shared_until = now + MEMORY

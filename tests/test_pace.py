@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netd.pace import ALONE, AT_ONCE, CREDIT, DEBT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace, Turns
+from netd.pace import ALONE, CREDIT, DEBT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace, Turns
 
 
 class Loop:
@@ -138,12 +138,3 @@ def test_events_that_no_turn_was_asked_for_owe_nothing() -> None:
     stage.turn("a", SHARED / 2)
     stage.events(1, 5 * SHARED, "a")
     assert stage.turn("a", SHARED / 2)
-
-
-def test_a_turn_that_comes_at_once_goes_on() -> None:
-    stage = Stage()
-    stage.turn("a", 0.001)
-    stage.now += AT_ONCE * 0.9
-    assert stage.turns["a"].goes_on(stage.now) and not stage.turns["b"].goes_on(stage.now)
-    stage.now += AT_ONCE * 0.2
-    assert not stage.turns["a"].goes_on(stage.now)

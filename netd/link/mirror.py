@@ -26,7 +26,7 @@ class Link(Protocol):
     def drops(self) -> int:
         """Frames the device did not take."""
 
-    def receive(self, deliver: Deliver, now: float, turn: float, drain: bool) -> bool:
+    def receive(self, deliver: Deliver, now: float, turn: float) -> bool:
         """As ``Tap.receive``."""
 
     def transmit(self, header: Buffer, payload: Buffer) -> bool:
@@ -55,17 +55,17 @@ class Mirror:
         """The link's."""
         return self._link.drops
 
-    def receive(self, deliver: Deliver, now: float, turn: float, drain: bool) -> bool:
+    def receive(self, deliver: Deliver, now: float, turn: float) -> bool:
         """As ``Tap.receive``."""
         if self._show is None:
-            return self._link.receive(deliver, now, turn, drain)
+            return self._link.receive(deliver, now, turn)
 
         def both(frame: memoryview, vouched: bool, segment: int, at: float) -> None:
             if self._show is not None and not self._show(True, frame, b""):
                 self._show = None
             deliver(frame, vouched, segment, at)
 
-        return self._link.receive(both, now, turn, drain)
+        return self._link.receive(both, now, turn)
 
     def transmit(self, header: Buffer, payload: Buffer) -> bool:
         """As ``Tap.transmit``."""

@@ -15,7 +15,6 @@ from netd.wire import vnet_hdr
 
 FRAME_MAX: Final = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
 BATCH: Final = 64  # frames per wake-up at most
-SMALL: Final = 2048  # bytes of a frame behind which there need not be another one
 FEW: Final = 4  # frames: whether there is one more is asked before it is read
 
 Buffer = bytes | bytearray | memoryview
@@ -42,7 +41,7 @@ def is_attached(fd: int) -> bool:
 class Tap:
     """Owns ``fd`` (non-blocking). ``vnet``: frames carry a virtio_net_hdr of 10 bytes."""
 
-    __slots__ = ("_file", "_poll", "_several", "_skip", "drops", "fd", "vnet")
+    __slots__ = ("_file", "_poll", "_skip", "drops", "fd", "vnet")
 
     def __init__(self, fd: int, vnet: bool) -> None:
         self.fd = fd
@@ -54,33 +53,25 @@ class Tap:
         self._file = io.FileIO(fd, "r+b", closefd=False)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._several = False  # the last wake-up brought more than one frame
 
-    def receive(
-        self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float, drain: bool
-    ) -> bool:
+    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float) -> bool:
         """Hand up to ``BATCH`` frames to ``deliver(frame, vouched, segment, now)``, or as many as ``turn`` seconds from
         ``now`` allow, one at least; False once the device is gone.
 
         ``vouched``: the device says the layer-4 checksum is right or still to be completed (virtio_net.h).
         ``segment`` > 0: several UDP datagrams of that payload size in one frame (GSO_UDP_L4).
-
-        Without ``drain``, where frames come one by one, small, only one is read: to see that there is no other takes as
-        long as for the loop to come back (a system call and an exception, some 4 us).
         """
         if self.fd < 0:
             return False  # its number may be another's by now
         skip = self._skip
         readinto, poll, clock = self._file.readinto, self._poll.poll, monotonic
         view, buffer = _view, _buffer
-        drain = drain or self._several
         count = 0
         try:
             until = now + turn
             while count < BATCH:
                 size = readinto(buffer)
                 if size is None:
-                    self._several = count > 1
                     break
                 count += 1
                 if skip:
@@ -88,10 +79,7 @@ class Tap:
                     deliver(view[skip:size], buffer[0] != 0, segment, now)
                 else:
                     deliver(view[:size], False, 0, now)
-                if clock() > until or not (drain or size > SMALL):
-                    break
-                if count < FEW and not poll(0):
-                    self._several = count > 1
+                if clock() > until or (count < FEW and not poll(0)):
                     break
         except OSError as e:
             # EIO: the interface is down. EBADFD: the device was deleted under us (drivers/net/tun.c).

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netd.link.tap import BATCH, FRAME_MAX, SMALL, Tap, is_attached
+from netd.link.tap import BATCH, FEW, FRAME_MAX, Tap, is_attached
 from netd.netns.plan import TapPlan
 from netd.netns.tun import open_tap
 from netd.wire import checksum, ethernet, ipv4, tcp, udp, vnet_hdr
@@ -41,9 +41,7 @@ class Link:
         before = -1
         while len(frames) != before:
             before = len(frames)
-            assert self.tap.receive(
-                lambda view, vouched, segment, now: frames.append((bytes(view), vouched)), 1.5, 1e9, True
-            )
+            assert self.tap.receive(lambda view, vouched, segment, now: frames.append((bytes(view), vouched)), 1.5, 1e9)
         return frames
 
     def close(self) -> None:
@@ -76,45 +74,18 @@ def test_frames_come_in_order_and_no_more_than_a_batch_at_once(link: Link) -> No
         link.guest.send(one)
     for size in (BATCH, BATCH, 10, 0):
         got: list[tuple[bytes, float]] = []
-        assert link.tap.receive(
-            lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0, 1e9, True
-        )  # type: ignore[misc]
+        assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append((bytes(view), now)), 7.0, 1e9)  # type: ignore[misc]
         assert got == [(one, 7.0) for one in sent[:size]]
         del sent[:size]
 
 
-def test_no_read_in_vain_where_frames_come_one_by_one(link: Link) -> None:
-    def take(drain: bool) -> int:
+def test_all_that_wait_come_in_one_turn(link: Link) -> None:
+    for count in (1, 2, FEW - 1, FEW, FEW + 1, 3 * FEW):
+        for _ in range(count):
+            link.guest.send(frame(bytes(60)))
         got: list[int] = []
-        assert link.tap.receive(lambda view, vouched, segment, now: got.append(len(view)), 1.5, 1e9, drain)
-        return len(got)
-
-    def send(*sizes: int) -> None:
-        for size in sizes:
-            link.guest.send(frame(bytes(size)))
-
-    send(60, 60)
-    assert take(False) == 1  # it was the only one, as far as anybody knows
-    assert take(True) == 1  # the loop has come back at once
-    send(60, 60, 60)
-    assert take(False) == 1
-    assert take(True) == 2
-    send(60, 60, 60)
-    assert take(False) == 3  # as the last time
-    send(60)
-    assert take(False) == 1
-    send(60, 60)
-    assert take(False) == 1
-    assert take(True) == 1
-
-
-def test_behind_a_large_frame_there_is_another_one(link: Link) -> None:
-    link.netns.ip("link set tap0 mtu 9000")
-    got: list[int] = []
-    for size in (SMALL, 60):
-        link.guest.send(frame(bytes(size)))
-    assert link.tap.receive(lambda view, vouched, segment, now: got.append(len(view)), 1.5, 1e9, False)
-    assert got == [SMALL + 14, 74]
+        assert link.tap.receive(lambda view, vouched, segment, now, got=got: got.append(len(view)), 1.5, 1e9)  # type: ignore[misc]
+        assert got == [74] * count
 
 
 def test_every_size_up_to_the_mtu(link: Link) -> None:
@@ -214,7 +185,7 @@ def test_deleted_is_gone(link: Link) -> None:
     link.guest.send(frame(b"still queued"))
     link.netns.ip("link delete tap0")
     assert not is_attached(link.tap.fd)
-    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0, 1.0, True)
+    assert not link.tap.receive(lambda *_: pytest.fail("a frame of a device that is gone"), 0.0, 1.0)
     assert not link.tap.transmit(vnet_hdr.PLAIN + bytes(14), b"x")
 
 

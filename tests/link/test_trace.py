@@ -102,9 +102,7 @@ class Wire:
         self.taken = True
         self.closed = False
 
-    def receive(
-        self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float, drain: bool
-    ) -> bool:
+    def receive(self, deliver: Callable[[memoryview, bool, int, float], None], now: float, turn: float) -> bool:
         deliver(memoryview(self.frame), True, 5, now)
         return False
 
@@ -121,7 +119,7 @@ def test_a_line_for_each_frame_and_all_else_as_it_was() -> None:
     frame = four(17, udp.HEADER.pack(53, 54, 108, 0) + bytes(100))
     wire = Wire(frame)
     trace = Trace(wire, lines.append)
-    assert trace.receive(lambda view, *more: got.append((bytes(view), *more)), 2.5, 1.0, True) is False
+    assert trace.receive(lambda view, *more: got.append((bytes(view), *more)), 2.5, 1.0) is False
     assert got == [(frame, True, 5, 2.5)]
     assert trace.transmit(vnet_hdr.PLAIN + frame[:20], memoryview(frame[20:]))
     wire.taken = False
