@@ -245,7 +245,7 @@ class Connection(Receiver):
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
             self.fin_received = True
             self.send_ack()
-            if not self.overflow and state != FIN_WAIT_2:  # else it is closed at once
+            if not self.overflow:
                 self.host.finish()
             if self.state != CLOSED:  # the host may turn out to be gone
                 self._enter(FIN_FROM_GUEST[state], now)
