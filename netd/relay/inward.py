@@ -25,7 +25,9 @@ READY_MAX: Final = 128  # and so many where that was not enough, or did not last
 OFTEN: Final = 0.02  # seconds between requests: with eight sockets each the agent took 50 us a connection
 WAITING_MAX: Final = 256  # connections
 DATAGRAMS_MAX: Final = 64  # that wait
-PATIENCE: Final = 5.0  # seconds; and who did not ask for so long is content with READY again
+# Seconds, more than the agent is given (spawn.DEADLINE): a refusal that comes late is not to be taken for the answer to
+# the next request. Who did not ask for so long is content with READY again.
+PATIENCE: Final = 6.0
 
 Buffer = bytes | memoryview
 Refill = Callable[[int, str, int], None]  # family (4, 6), protocol, how many: ``supply`` is called later, or at once
@@ -171,7 +173,7 @@ class Inward:
         """Who has not asked for a while is content with READY again."""
         left = self._last[kind] + PATIENCE - self._loop.time()
         if left > 0:
-            self._calming[kind] = self._loop.call_later(left, self._calm_down, kind)
+            self._calming[kind] = self._loop.call_later(max(left, 0.001), self._calm_down, kind)
             return
         del self._calming[kind]
         self._target[kind] = READY
