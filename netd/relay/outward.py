@@ -121,6 +121,7 @@ class Outward:
     # -- TCP -----------------------------------------------------------------------------------------------------
 
     def _on_accept(self, port: _Port, listener: socket.socket) -> None:
+        """One a wake-up: few connect this way, and the listener stays ready for the next."""
         try:
             accepted, client = accept(listener)
         except BlockingIOError:
