@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import select
 import socket
@@ -17,6 +18,7 @@ from bench.world import CONGESTION, OUTSIDE, BenchError, Place, as_user
 
 IPERF, ECHO, GREET, HOLD = 5201, 5202, 5203, 5204
 PUBLISHED = {7201: IPERF, 7202: ECHO, 7203: GREET}  # host port → guest port; below the ephemeral ones of world.py
+_fresh = itertools.cycle(range(7300, 7400))
 NOBODY = "10.91.0.77"  # of the outside host's link
 BUFFER = 2 << 20  # of UDP sockets, where the machine allows it
 
@@ -99,6 +101,15 @@ def rr(visit: Visit, client: Place, address: str, port: int, seconds: float, cpu
     """Requests and responses of one byte, from ``cpu`` where one is given; times in seconds."""
     where = [] if cpu is None else ["taskset", "-c", str(cpu)]
     return _json(client.run([*where, *visit.world.pump("rr", address, port, seconds, 1)], seconds + 8), "rr")
+
+
+def fresh_port() -> int:
+    """One to connect to that was not connected to within the last minute.
+
+    Each connection leaves its client's port in TIME_WAIT for that long, for this address and port: of the 55 000 ports
+    few are left after some rounds, and each further connect searches them for 12 ms.
+    """
+    return next(_fresh)
 
 
 def connects(

@@ -74,15 +74,16 @@ RR_ROWS = (
 
 def connect(visit: Visit) -> None:
     seconds = 1.0 if visit.quick else 2.0
-    with visit.started(), visit.attached(MTU, tcp=load.PUBLISHED) as network:
+    port = load.fresh_port()
+    with visit.started(), visit.attached(MTU, tcp={port: load.GREET}) as network:
         guest, outside, host = network.guest, visit.world.outside, visit.world.host
-        with load.pump_server(outside, "greet", load.GREET), visit.row("connect_out"):
-            visit.put("connect_out", load.connects(visit, guest, OUTSIDE, load.GREET, seconds)["rate"])
+        with load.pump_server(outside, "greet", port), visit.row("connect_out"):
+            visit.put("connect_out", load.connects(visit, guest, OUTSIDE, port, seconds)["rate"])
         with load.pump_server(guest, "greet", load.GREET):
             with visit.row("connect_published"):
-                visit.put("connect_published", load.connects(visit, host, "127.0.0.1", 7203, seconds)["rate"])
+                visit.put("connect_published", load.connects(visit, host, "127.0.0.1", port, seconds)["rate"])
             with visit.row("connect_published_16", "connect_published_16_max"):
-                got = load.connects(visit, outside, HOST, 7203, seconds, clients=16)
+                got = load.connects(visit, outside, HOST, port, seconds, clients=16)
                 visit.put("connect_published_16", got["rate"])
                 visit.put("connect_published_16_max", got["max"] * 1e3)
                 if got["failed"]:
