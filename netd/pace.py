@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import os
 from asyncio import AbstractEventLoop
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 STAY: Final = 50e-6  # how long to poll on after an event
 YIELD: Final = 8e-6  # when nothing has happened for so long, whoever is to answer may wait for this very CPU
@@ -36,6 +37,9 @@ CREDIT: Final = 8  # so many more near events than far ones are remembered
 ALONE: Final = 200e-6
 SHARED: Final = 20e-6
 MEMORY: Final = 0.1  # how long another network's event counts
+LATE: Final = 1e-3  # for so long at most is put off what nobody waits for
+MANY: Final = 64  # and so much of it
+
 DEBT: Final = 200e-6  # no longer than that does anybody wait: the clock runs on while another program has the CPU
 
 
@@ -61,10 +65,17 @@ class Turns:
         self.began = 0.0
 
 
+class Put(Protocol):
+    """Off."""
+
+    def do_now(self) -> None:
+        """Nothing else is to be done."""
+
+
 class Pace:
     """``event`` after every event of the packet path; ``turn`` is for how many seconds to go on with one of them."""
 
-    __slots__ = ("_clock", "_credit", "_last", "_loop", "_owner", "_polling", "_shared_until", "turn")
+    __slots__ = ("_clock", "_credit", "_last", "_loop", "_off", "_owner", "_polling", "_seen", "_shared_until", "turn")
 
     def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
@@ -72,6 +83,8 @@ class Pace:
         self._last = 0.0
         self._credit = 0
         self._polling = False
+        self._off: deque[tuple[float, Put]] = deque()
+        self._seen = 0.0  # the last event that the last round knew of
         self._owner: Turns | None = None
         self._shared_until = 0.0
         self.turn = ALONE
@@ -101,11 +114,25 @@ class Pace:
             self._polling = True
             self._loop.call_soon(self._poll)
 
+    def put_off(self, what: Put) -> None:
+        """Until a round of the loop has nothing else to do."""
+        if len(self._off) >= MANY:
+            self._off.popleft()[1].do_now()
+        self._off.append((self._clock(), what))
+        if not self._polling:
+            self._polling = True
+            self._loop.call_soon(self._poll)
+
     def _poll(self) -> None:
         """A callback that is ready keeps the loop from sleeping: it looks at its descriptors and comes back."""
-        idle = self._clock() - self._last
-        if idle < STAY:
-            if idle > YIELD:
+        now = self._clock()
+        off = self._off
+        if off and (self._seen == self._last or now - off[0][0] > LATE):
+            off.popleft()[1].do_now()
+        self._seen = self._last
+        idle = now - self._last
+        if off or (idle < STAY and self._credit):
+            if idle > YIELD and not off:
                 os.sched_yield()
             self._loop.call_soon(self._poll)
         else:

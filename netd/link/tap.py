@@ -15,7 +15,7 @@ from netd.wire import vnet_hdr
 
 FRAME_MAX: Final = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
 BATCH: Final = 64  # frames per wake-up at most
-FEW: Final = 4  # frames: whether there is one more is asked before it is read
+FEW: Final = 8  # frames: whether there is one more is asked before it is read
 
 Buffer = bytes | bytearray | memoryview
 

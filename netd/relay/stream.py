@@ -42,10 +42,20 @@ _REFUSALS: Final = {
 Address = Sockaddr
 
 
+class Putting(Protocol):
+    """What can be put off."""
+
+    def do_now(self) -> None:
+        """Nothing else is to be done."""
+
+
 class Pace(Protocol):
-    """For how many seconds to read on from one socket while others wait."""
+    """``turn``: for how many seconds to read on from one socket while others wait."""
 
     turn: float
+
+    def put_off(self, what: Putting) -> None:
+        """Until there is nothing else to do."""
 
 
 class Stream:
@@ -55,11 +65,13 @@ class Stream:
         "_clock",
         "_closed",
         "_connecting",  # the addresses left, and the source, while the kernel connects
+        "_ended",  # the host's peer has finished sending
         "_filled",
         "_flush",
         "_fresh",
         "_loop",
         "_pace",
+        "_parting",  # the socket, while its end is put off
         "_poller",
         "_rounds",
         "_tails",
@@ -94,6 +106,8 @@ class Stream:
         self._rounds = 0  # that what is left of a large piece waits for more
         self._waits = 0
         self._closed = False
+        self._ended = False
+        self._parting: TcpSocket | None = None
         self._filled = False  # the last read got all that it asked for
         self._fresh = False  # connected, nothing read yet: the host's peer has hardly had the time to say anything
         self._connecting: tuple[list[Address], Source] | None = None
@@ -123,6 +137,8 @@ class Stream:
         else:
             self._fresh = True
             self.connection.host_connected(self._clock())
+            if self.sock is not None:
+                prepare(self.sock)  # not before: the guest waits for the answer
 
     def _try(self, addresses: list[Address], source: Source, error: int) -> int:
         """0: connected. EINPROGRESS: the loop will say. Any other: why the last of them failed, ``error`` where there
@@ -134,7 +150,6 @@ class Stream:
             except OSError as e:
                 error = e.errno or errno.EIO
                 continue
-            prepare(sock)
             error = sock.connect_ex(address)
             if error in _PROGRESS:
                 error = sock.connect_ex(address)  # a local handshake is over by now: one system call for a wake-up
@@ -222,12 +237,32 @@ class Stream:
         self._flush()
 
     def finish(self) -> None:
-        """Half-close."""
-        if self.sock is not None:
-            try:
-                self.sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.connection.host_reset(self._clock())
+        """Half-close; where the host's peer has finished as well, it can wait for that."""
+        if self.sock is None:
+            return
+        if self._ended:
+            self._parting = self.sock
+            self._pace.put_off(self)
+        else:
+            self._shut(self.sock)
+
+    def _shut(self, sock: TcpSocket) -> None:
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.connection.host_reset(self._clock())
+
+    def do_now(self) -> None:
+        """The end that was put off."""
+        sock, self._parting = self._parting, None
+        if sock is None:
+            return
+        if self.sock is None:
+            sock.close()  # says FIN as well
+        else:
+            self._shut(sock)
+            if self._closed:
+                self._flush()  # the guest has been told of a failure
 
     # -- to the guest --------------------------------------------------------------------------------------------
 
@@ -272,10 +307,12 @@ class Stream:
             size = len(data)
             self._filled = size == room
             if not size:
+                self._ended = True
                 self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now)
                 return
             if end and size < room and self._is_empty(sock):
+                self._ended = True
                 self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now, data)
                 return
@@ -344,12 +381,14 @@ class Stream:
     def abort(self) -> None:
         """RST to the host's peer."""
         if self.sock is not None:
+            self._parting = None
             reset_on_close(self.sock)
         self.close()
 
     def cut(self) -> None:
         """RST to both sides: the owner wants the connection gone, and neither may take that for the stream's end."""
         if self.sock is not None:
+            self._parting = None
             reset_on_close(self.sock)
         self.connection.host_reset(self._clock())
 
@@ -366,7 +405,8 @@ class Stream:
         if sock is None:
             return
         self._wait(sock, 0)
-        sock.close()
+        if self._parting is None:
+            sock.close()
         if self.on_close is not None:
             self.on_close(self)
             self.on_close = None

@@ -34,26 +34,21 @@ _TTL_UDP: Final = TTL << 8 | ipv4.UDP
 class Header:
     """The parts that do not change. ``src`` and ``dst`` are both 4 or both 16 bytes."""
 
-    __slots__ = ("_flow", "_gso_size", "_ip_sum", "_pseudo", "_scratch", "offload")
+    __slots__ = ("_addresses", "_flow", "_gso_size", "_ip_sum", "_pseudo", "_scratch", "_sum", "offload")
 
     def __init__(
-        self, offload: bool, dst_mac: bytes, src_mac: bytes, src: bytes, dst: bytes, ports: bytes, protocol: int
+        self, offload: bool, scratch: bytearray, addresses: bytes, ports: bytes, number: int, protocol: int
     ) -> None:
-        """``ports``: source and destination as on the wire, 4 bytes."""
-        at = _AT_L4 if len(src) == 4 else _AT_L4_6
-        size, offset = (tcp.SIZE, tcp.CHECKSUM_OFFSET) if protocol == ipv4.TCP else (udp.SIZE, udp.CHECKSUM_OFFSET)
+        """``scratch`` is ``_front``'s, ``number`` the sum of the ``addresses``; ``ports``: source and destination as on
+        the wire, 4 bytes."""
         self.offload = offload
-        self._scratch = scratch = bytearray(at + size)
-        self._flow = src + dst + ports
+        self._scratch = scratch
+        self._addresses = addresses
+        self._flow = addresses + ports
         self._gso_size = 0
-        if offload:
-            scratch[: vnet_hdr.SIZE] = vnet_hdr.partial(at - vnet_hdr.SIZE, offset)
-        ethertype = ethernet.IPV4 if len(src) == 4 else ethernet.IPV6
-        ethernet.HEADER.pack_into(scratch, vnet_hdr.SIZE, dst_mac, src_mac, ethertype)
-        scratch[_AT_IP] = 0x45 if len(src) == 4 else 0x60
-        addresses = int.from_bytes(src, "big") + int.from_bytes(dst, "big")
-        self._ip_sum = (0x4500 + ipv4.DF + (TTL << 8 | protocol) + addresses) % 0xFFFF
-        self._pseudo = (addresses + protocol) % 0xFFFF
+        self._sum = number
+        self._ip_sum = (0x4500 + ipv4.DF + (TTL << 8 | protocol) + number) % 0xFFFF
+        self._pseudo = (number + protocol) % 0xFFFF
 
     def aim(self, dst_mac: bytes) -> None:
         """The guest has another MAC now."""
@@ -70,6 +65,10 @@ class SegmentHeader(Header, ABC):
     """Of TCP segments."""
 
     __slots__ = ()
+
+    @abstractmethod
+    def between(self, ports: bytes) -> SegmentHeader:
+        """Another one of the same addresses; before this one is used."""
 
     @abstractmethod
     def pack(
@@ -99,6 +98,10 @@ class SegmentHeader4(SegmentHeader):
     """TCP over IPv4."""
 
     __slots__ = ()
+
+    def between(self, ports: bytes) -> SegmentHeader:
+        """See ``SegmentHeader``."""
+        return SegmentHeader4(self.offload, self._scratch[:], self._addresses, ports, self._sum, ipv4.TCP)
 
     def pack(
         self,
@@ -142,6 +145,10 @@ class SegmentHeader6(SegmentHeader):
     """TCP over IPv6."""
 
     __slots__ = ()
+
+    def between(self, ports: bytes) -> SegmentHeader:
+        """See ``SegmentHeader``."""
+        return SegmentHeader6(self.offload, self._scratch[:], self._addresses, ports, self._sum, ipv4.TCP)
 
     def pack(
         self,
@@ -240,17 +247,35 @@ class DatagramHeader6(DatagramHeader):
         return scratch
 
 
+def _front(offload: bool, dst_mac: bytes, src_mac: bytes, family: int, protocol: int) -> bytearray:
+    """A header of the addresses' length ``family`` with what is the same for all flows between two MACs; else zero."""
+    at = _AT_L4 if family == 4 else _AT_L4_6
+    size, offset = (tcp.SIZE, tcp.CHECKSUM_OFFSET) if protocol == ipv4.TCP else (udp.SIZE, udp.CHECKSUM_OFFSET)
+    scratch = bytearray(at + size)
+    if offload:
+        scratch[: vnet_hdr.SIZE] = vnet_hdr.partial(at - vnet_hdr.SIZE, offset)
+    ethernet.HEADER.pack_into(scratch, vnet_hdr.SIZE, dst_mac, src_mac, ethernet.IPV4 if family == 4 else ethernet.IPV6)
+    scratch[_AT_IP] = 0x45 if family == 4 else 0x60
+    return scratch
+
+
+def _sum(src: bytes, dst: bytes) -> int:
+    return int.from_bytes(src, "big") + int.from_bytes(dst, "big")
+
+
 def segment_header(
     offload: bool, dst_mac: bytes, src_mac: bytes, src: bytes, dst: bytes, ports: bytes
 ) -> SegmentHeader:
-    """For TCP of the addresses' family."""
+    """For TCP of the addresses' family; ``ports`` as on the wire, 4 bytes."""
     kind = SegmentHeader4 if len(src) == 4 else SegmentHeader6
-    return kind(offload, dst_mac, src_mac, src, dst, ports, ipv4.TCP)
+    scratch = _front(offload, dst_mac, src_mac, len(src), ipv4.TCP)
+    return kind(offload, scratch, src + dst, ports, _sum(src, dst), ipv4.TCP)
 
 
 def datagram_header(
     offload: bool, dst_mac: bytes, src_mac: bytes, src: bytes, dst: bytes, ports: bytes
 ) -> DatagramHeader:
-    """For UDP of the addresses' family."""
+    """For UDP of the addresses' family; ``ports`` as on the wire, 4 bytes."""
     kind = DatagramHeader4 if len(src) == 4 else DatagramHeader6
-    return kind(offload, dst_mac, src_mac, src, dst, ports, ipv4.UDP)
+    scratch = _front(offload, dst_mac, src_mac, len(src), ipv4.UDP)
+    return kind(offload, scratch, src + dst, ports, _sum(src, dst), ipv4.UDP)

@@ -40,6 +40,7 @@ class Ipv4:
         self._udp = udp
         self._icmp = icmp
         self._counters = counters
+        self._allowed = b""  # the last source that was
 
     def from_guest(self, frame: memoryview, vouched: bool, segment: int, now: float) -> None:
         """One frame, at least Ethernet's and IPv4's headers long; see ``Interface.from_guest``."""
@@ -87,9 +88,11 @@ class Ipv4:
 
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's subnet that is not ours; its MAC is learned."""
-        if not self._addressing.may_be_guest(src):
-            self._counters.drop_martian += 1
-            return False
+        if src != self._allowed:
+            if not self._addressing.may_be_guest(src):
+                self._counters.drop_martian += 1
+                return False
+            self._allowed = src
         self._neighbors.learn(src, bytes(frame[6:12]))
         return True
 

@@ -48,6 +48,7 @@ class Ipv6:
         self._ndp = ndp
         self._output = output
         self._counters = counters
+        self._allowed = b""  # the last source that was
 
     def from_guest(self, frame: memoryview, vouched: bool, segment: int, now: float, reassembled: bool = False) -> None:
         """One frame, at least Ethernet's and IPv6's headers long; see ``Interface.from_guest``."""
@@ -115,9 +116,11 @@ class Ipv6:
 
     def _source_allowed(self, frame: memoryview, src: bytes) -> bool:
         """A new flow's source must be an address of the guest's link that is not ours; its MAC is learned."""
-        if not self._addressing.may_be_guest(src):
-            self._counters.drop_martian += 1
-            return False
+        if src != self._allowed:
+            if not self._addressing.may_be_guest(src):
+                self._counters.drop_martian += 1
+                return False
+            self._allowed = src
         self._neighbors.learn(src, bytes(frame[6:12]))
         return True
 

@@ -14,6 +14,7 @@ class Limits:
     udp_flows: int = 4096
     echo_flows: int = 256
     neighbors: int = 256
+    peers: int = 256  # pairs of addresses of which is kept what their TCP connections have in common
     memory: int = 64 << 20  # bytes held for all connections, both directions; beyond it flows are throttled
     receive_window: int = 1 << 20  # most a connection holds of what the host socket does not take
     receive_window_plain: int = 256 << 10  # the same without offload: the TAP's queue counts frames (DESIGN §1.10)

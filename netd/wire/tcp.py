@@ -21,9 +21,10 @@ DEFAULT_MSS: Final = 536  # RFC 9293 §3.7.1: what a peer without the option tak
 MAX_WSCALE: Final = 14  # RFC 7323 §2.3
 
 
-def parse_options(data: bytes | memoryview) -> tuple[int, int]:
-    """(mss, wscale) of a SYN's options; mss 0 and wscale -1 where absent. Malformed options end the walk."""
-    mss, wscale = 0, -1
+def parse_options(data: bytes) -> tuple[int, int, bool]:
+    """(mss, wscale, sack) of a SYN's options; mss 0 and wscale -1 where absent, ``sack`` where SACK is permitted
+    (RFC 2018 §2). Malformed options end the walk."""
+    mss, wscale, sack = 0, -1, False
     i, end = 0, len(data)
     while i < end:
         kind = data[i]
@@ -41,23 +42,10 @@ def parse_options(data: bytes | memoryview) -> tuple[int, int]:
             mss = data[i + 2] << 8 | data[i + 3]
         elif kind == 3 and length == 3:
             wscale = min(data[i + 2], MAX_WSCALE)
+        elif kind == 4 and length == 2:
+            sack = True
         i += length
-    return mss, wscale
-
-
-def sack_permitted(data: bytes | memoryview) -> bool:
-    """True if a SYN's options offer SACK (RFC 2018 §2)."""
-    i, end = 0, len(data)
-    while i < end and data[i] != 0:
-        if data[i] == 1:
-            i += 1
-            continue
-        if i + 1 >= end or data[i + 1] < 2:
-            break
-        if data[i] == 4:
-            return True
-        i += data[i + 1]
-    return False
+    return mss, wscale, sack
 
 
 def syn_options(mss: int, wscale: int, sack: bool = False) -> bytes:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from netd.stack.ports import Buffer
 from netd.stack.tcp.ahead import MASK, SEGMENTS_MAX, Ahead
-from netd.wire.tcp import ACK, FIN, PSH, RST, SYN, sack_permitted, syn_options
+from netd.wire.tcp import ACK, FIN, PSH, RST, SYN, syn_options
 
 from .guest import Guest
 from .world import World
@@ -49,12 +49,6 @@ def test_no_more_segments_than_the_bound() -> None:
         assert ahead.put(10 + 2 * n, memoryview(b"x")) == 1
     assert ahead.put(5, memoryview(b"x")) == 0
     assert ahead.held == SEGMENTS_MAX
-
-
-def test_the_option() -> None:
-    assert sack_permitted(syn_options(1460, 7, sack=True)) and not sack_permitted(syn_options(1460, 7))
-    for junk in (b"", b"\x04", b"\x04\x01", b"\x02\x00\x04\x02", b"\x03\xff", b"\x00\x04\x02"):
-        assert not sack_permitted(junk)
 
 
 def test_blocks_are_told_the_latest_first(world: World, guest: Guest) -> None:

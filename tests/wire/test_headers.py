@@ -93,19 +93,21 @@ def test_too_few_bytes_are_a_struct_error(header: struct.Struct) -> None:
 # -- TCP options -------------------------------------------------------------------------------------------------------
 
 
-def reference(data: bytes) -> tuple[int, int]:
+def reference(data: bytes) -> tuple[int, int, bool]:
     """RFC 9293 §3.1 by recursion: the last of each kind counts, whatever cannot be an option ends the list."""
     if not data or data[0] == 0:
-        return 0, -1
+        return 0, -1, False
     if data[0] == 1:
         return reference(data[1:])
     if len(data) < 2 or not 2 <= data[1] <= len(data):
-        return 0, -1
+        return 0, -1, False
     kind, value, rest = data[0], data[2 : data[1]], reference(data[data[1] :])
     if kind == 2 and len(value) == 2 and not has(data[data[1] :], 2, 2):
-        return int.from_bytes(value, "big"), rest[1]
+        return int.from_bytes(value, "big"), *rest[1:]
     if kind == 3 and len(value) == 1 and not has(data[data[1] :], 3, 1):
-        return rest[0], min(value[0], 14)
+        return rest[0], min(value[0], 14), rest[2]
+    if kind == 4 and not value:
+        return *rest[:2], True
     return rest
 
 
@@ -136,27 +138,46 @@ option = (
 @quick
 @given(st.binary(max_size=40) | st.lists(option, max_size=10).map(b"".join))
 def test_options_never_raise_and_read_as_the_reference(data: bytes) -> None:
-    mss, wscale = tcp.parse_options(memoryview(data))
-    assert (mss, wscale) == reference(data)
+    mss, wscale, sack = tcp.parse_options(data)
+    assert (mss, wscale, sack) == reference(data)
     assert 0 <= mss <= 65535 and -1 <= wscale <= 14
 
 
 @quick
-@given(u16.filter(bool), st.integers(-1, 14))
-def test_our_own_options(mss: int, wscale: int) -> None:
-    options = tcp.syn_options(mss, wscale)
+@given(u16.filter(bool), st.integers(-1, 14), st.booleans())
+def test_our_own_options(mss: int, wscale: int, sack: bool) -> None:
+    options = tcp.syn_options(mss, wscale, sack)
     assert len(options) % 4 == 0
     found = oracle.tcp_options(options)
     assert found[2] == mss.to_bytes(2, "big")
     assert found.get(3) == (None if wscale < 0 else bytes((wscale,)))
-    assert tcp.parse_options(options) == (mss, wscale)
+    assert tcp.parse_options(options) == (mss, wscale, sack)
 
 
 def test_linux_options_are_understood() -> None:
     """MSS 1460, SACK permitted, timestamps, NOP, window scale 7: as Linux sends them."""
-    assert tcp.parse_options(bytes.fromhex("020405b40402080a0011223300000000 01030307".replace(" ", ""))) == (1460, 7)
+    assert tcp.parse_options(bytes.fromhex("020405b40402080a0011223300000000 01030307")) == (1460, 7, True)
 
 
-@pytest.mark.parametrize("data", ["02", "0204", "020405", "0201", "0200ffff", "03", "0303", "08ff", "0500"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "02",
+        "0204",
+        "020405",
+        "0201",
+        "0200ffff",
+        "02000402",
+        "03",
+        "0303",
+        "03ff",
+        "04",
+        "0401",
+        "0403",
+        "08ff",
+        "0500",
+        "000402",
+    ],
+)
 def test_options_cut_off(data: str) -> None:
-    assert tcp.parse_options(bytes.fromhex(data)) == (0, -1)
+    assert tcp.parse_options(bytes.fromhex(data)) == (0, -1, False)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 from netd.stack import policy
 from netd.stack.addressing import Addressing
 from netd.stack.counters import Counters, Memory
-from netd.stack.headers import SegmentHeader, segment_header
+from netd.stack.headers import SegmentHeader
 from netd.stack.limits import Limits
 from netd.stack.neighbor import Neighbors
 from netd.stack.output import Output
 from netd.stack.ports import Host, HostStream, Transmit
 from netd.stack.reachability import Reachability
 from netd.stack.tcp.connection import Connection
+from netd.stack.tcp.peers import Peers
 from netd.stack.tcp.repeats import Repeats
 from netd.stack.tcp.sender import DEFERRED, DUE, HALF, HASTE, MASK
 from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
@@ -65,6 +66,7 @@ class TcpTable:
         self.ending: dict[bytes, Connection] = {}  # FIN_WAIT_2 and TIME_WAIT, oldest first
         self.draining: dict[Connection, None] = {}  # over for the guest, not yet handed to the host
         self.reachability = Reachability(addressing, neighbors, output, transmit, limits, counters, timers)
+        self.peers = Peers(addressing, neighbors, offload, limits.peers)
         self.repeats = Repeats(timers, limits.ack_repeat)
         self.touched: list[Connection] = []
         self._deferred: list[tuple[Connection, int, float]] = []  # with rcv_nxt and the time
@@ -104,8 +106,8 @@ class TcpTable:
                     return
                 connection.evict()  # RFC 9293 §3.6.1: a new incarnation
             elif state == SYN_SENT:
-                mss, wscale = tcp.parse_options(frame[at + tcp.SIZE : data_at]) if flags & SYN else (0, -1)
-                connection.sack = bool(flags & SYN) and tcp.sack_permitted(frame[at + tcp.SIZE : data_at])
+                options = bytes(frame[at + tcp.SIZE : data_at]) if flags & SYN else b""
+                mss, wscale, connection.sack = tcp.parse_options(options)
                 mss = max(mss or DEFAULT_MSS, _MIN_MSS)
                 connection.syn_sent_from_guest(seq, ack, flags, wnd, mss, wscale, now)
                 return
@@ -135,7 +137,8 @@ class TcpTable:
     ) -> None:
         half = len(key) - 4 >> 1
         dst, dport = key[half:-4], key[-2] << 8 | key[-1]
-        target = policy.decide(self.addressing, dst, dport)
+        peer = self.peers.of(key)
+        target = peer.target or policy.decide(self.addressing, dst, dport)
         if target.kind == policy.DROP:
             self.counters.drop_martian += 1
             return
@@ -146,12 +149,11 @@ class TcpTable:
         if not self._make_room():
             self._reset(key, seq, 0, SYN, 1)
             return
-        options = frame[at + tcp.SIZE : data_at]
-        mss, wscale = tcp.parse_options(options)
+        mss, wscale, sack = tcp.parse_options(bytes(frame[at + tcp.SIZE : data_at]))
         mss = min(max(mss or DEFAULT_MSS, _MIN_MSS), self.mss_of(key))
         connection = Connection(self, key, self._header(key), self._isn(key, now), mss, CONNECTING, now)
         connection.guest_syn(seq, wnd, wscale)
-        connection.sack = tcp.sack_permitted(options)
+        connection.sack = sack
         self.connections[key] = self.half_open[key] = connection
         # The relay tells the outcome later, never from within this call.
         if target.kind == policy.RESOLVER:
@@ -274,11 +276,7 @@ class TcpTable:
         return self._mss if len(key) == 12 else self._mss6
 
     def _header(self, key: bytes) -> SegmentHeader:
-        half = len(key) - 4 >> 1
-        guest, peer = key[:half], key[half:-4]
-        ports = key[-2:] + key[-4:-2]
-        mac = self.neighbors.mac_of(guest)
-        return segment_header(self.offload, mac, self.addressing.mac_of(peer), peer, guest, ports)
+        return self.peers.of(key).header.between(key[-2:] + key[-4:-2])
 
     def _isn(self, key: bytes, now: float) -> int:
         """Initial sequence number: a keyed hash of the flow plus a 4 µs clock (RFC 6528 §3).
