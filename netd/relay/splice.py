@@ -81,11 +81,9 @@ class Splice:
 
     __slots__ = ("_owner", "accepted", "connecting", "on_close", "outgoing")
 
-    def __init__(
-        self, owner: Splices, accepted: TcpSocket, outgoing: TcpSocket, on_close: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, owner: Splices, accepted: TcpSocket, outgoing: TcpSocket) -> None:
         self._owner: Splices | None = owner
-        self.on_close = on_close
+        self.on_close: Callable[[], None] | None = None
         self.connecting = True
         self.accepted, self.outgoing = _Side(accepted, self), _Side(outgoing, self)
         there, back = _Half(self, self.accepted, self.outgoing), _Half(self, self.outgoing, self.accepted)
@@ -172,31 +170,34 @@ class Splices:
         if error and error not in _PROGRESS:
             self.refused += 1
             return _refuse(accepted, outgoing)
-        splice = Splice(self, accepted, outgoing, on_close)
+        splice = Splice(self, accepted, outgoing)
         splice.connecting = error != 0
-        sides = (splice.accepted, splice.outgoing)
+        if not splice.connecting:
+            if _with_itself(outgoing, address):
+                self.refused += 1
+                return _refuse(accepted, outgoing)
+            self._begin(splice)
+            if splice.closed:
+                return None
         try:
-            for side in sides:
+            for side in (splice.accepted, splice.outgoing):
                 epoll.register(side.fd, _WATCHED)
                 self._sides[side.fd] = side
         except OSError:  # fs.epoll.max_user_watches
             self.unavailable += 1
-            splice.on_close = None
             self.end(splice, reset=True)
             return None
-        if not splice.connecting and _with_itself(outgoing, address):
-            self.refused += 1
-            splice.on_close = None
-            self.end(splice, reset=True)
-            return None
-        if not splice.connecting:  # a client that speaks first mostly has by now
-            for side in sides:
-                side.writable = True
-            splice.accepted.readable = True
-            splice.accepted.from_it.queued = True
-            self._ready.append(splice.accepted.from_it)
-            self._schedule()
+        splice.on_close = on_close
         return splice
+
+    def _begin(self, splice: Splice) -> None:
+        """Both sides are connected, and a client that speaks first mostly has by now; what it said goes on at once."""
+        splice.accepted.readable = splice.accepted.writable = splice.outgoing.writable = True
+        half = splice.accepted.from_it
+        if self._move(half):
+            half.queued = True
+            self._ready.append(half)
+            self._schedule()
 
     def _open(self) -> select.epoll:
         if self._epoll is None:

@@ -244,7 +244,11 @@ class Connection(Receiver):
         if flags & FIN and size >= 0 and state in FIN_FROM_GUEST:
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
             self.fin_received = True
-            self.send_ack()
+            if state != ESTABLISHED:
+                self.send_ack()
+            elif self.ack_pending != DUE:  # the host's peer is likely to finish as well, and our FIN to carry it
+                self.ack_pending = DUE
+                self.table.touched.append(self)
             if not self.overflow:
                 self.host.finish()
             if self.state != CLOSED:  # the host may turn out to be gone

@@ -171,7 +171,7 @@ class TcpTable:
             if connection.ack_pending != DUE:
                 continue
             unacknowledged = (connection.rcv_nxt + connection.window() - connection.rcv_adv) & MASK
-            if connection.interactive and unacknowledged < connection.mss:
+            if (connection.interactive or connection.fin_received) and unacknowledged < connection.mss:
                 connection.ack_pending = DEFERRED
                 deferred.append((connection, connection.rcv_nxt, self.now))
             else:
