@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from netd.stack.addressing import Addressing, is_group
@@ -13,7 +14,7 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, ipv4
 
-_unpack: Final = ipv4.FRONT.unpack_from
+_unpack: Final[Callable[[memoryview, int], tuple[int, int, int, int, bytes]]] = ipv4.FRONT.unpack_from
 _AT: Final = ethernet.SIZE
 _DHCP: Final = b"\x00\x43"  # the server's port, 67
 _L4: Final = ethernet.SIZE + ipv4.SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from netd.stack.addressing import Addressing, is_group
@@ -15,7 +16,7 @@ from netd.stack.tcp.table import TcpTable
 from netd.stack.udp import UdpTable
 from netd.wire import checksum, ethernet, icmpv6, ipv6
 
-_unpack: Final = ipv6.FRONT.unpack_from
+_unpack: Final[Callable[[memoryview, int], tuple[int, int, int, int, bytes]]] = ipv6.FRONT.unpack_from
 _AT: Final = ethernet.SIZE
 _DHCP: Final = b"\x02\x23"  # the server's port, 547
 _L4: Final = ethernet.SIZE + ipv6.SIZE

@@ -6,6 +6,7 @@ The guest's endpoint keeps one host port for all its peers, and whoever answers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Final
 
@@ -21,7 +22,7 @@ from netd.stack.ports import ADMIN_PROHIBITED, Host, HostDatagrams, HostError, S
 from netd.stack.timers import NEVER, Timers
 from netd.wire import checksum, dns, ipv4, ipv6, udp
 
-_unpack: Final = udp.HEADER.unpack_from
+_unpack: Final[Callable[[memoryview, int], tuple[int, int, int, int]]] = udp.HEADER.unpack_from
 _DHCPV4, _DHCPV6 = (67, 68), (547, 546)  # server and client, RFC 2131 §4.1, RFC 8415 §7.2
 _SEGMENTS_MAX: Final = 128  # no kernel puts more datagrams into a super-frame (linux/udp.h)
 _SUPER_MAX: Final = 65535 - ipv6.SIZE - udp.SIZE

@@ -12,6 +12,8 @@ from typing import Any
 from wire import oracle
 from wire.oracle import ACK, FIN, PSH, RST, SYN, Segment
 
+from netd.stack.timers import NEVER
+
 from .cast import ICMP6
 from .host import FakeStream
 from .world import DNS, DNS_MAC, GATEWAY_MAC, GUEST, GUEST_MAC, WEB, Sent, World
@@ -251,7 +253,13 @@ class Conversation:
     # -- seeing --------------------------------------------------------------------------------------------------
 
     def next(self) -> Segment:
-        """The next frame, which must be this connection's; ``seq`` and ``ack`` as in the script."""
+        """The next frame, which must be this connection's; ``seq`` and ``ack`` as in the script.
+
+        Where nothing has been sent, and an ACK waits for something to go with, the clock jumps to when it goes alone.
+        """
+        world = self.guest.world
+        if not world.sent and world.interface.tcp.deadline != NEVER:
+            world.jump()
         sent = self.guest.next()
         assert sent.packet is not None and sent.packet.protocol == 6, sent.frame.hex()
         packet = sent.packet

@@ -37,6 +37,37 @@ def test_the_guest_closes_first(world: World, guest: Guest) -> None:
     tcp.sees_nothing()
 
 
+def test_the_hosts_fin_acknowledges_the_guests(world: World, guest: Guest) -> None:
+    """A frame less where the host's peer answers an end with its own, as most do."""
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | FIN)
+    tcp.sees_nothing()
+    stream.ends()
+    tcp.sees(FIN | ACK, seq=1, ack=102)
+    tcp.sends(ACK, ack=2)
+    assert state(world) == "closed" and stream.closed
+    world.passes(3600)
+    tcp.sees_nothing()
+
+
+@pytest.mark.parametrize("talk", [b"", b"bye"])
+def test_who_goes_on_talking_has_its_fin_acknowledged_soon(world: World, guest: Guest, talk: bytes) -> None:
+    tcp, _ = guest.connects()
+    tcp.sends(ACK | PSH | FIN, talk)
+    tcp.sees_nothing()
+    assert world.jump() <= 1.5 * world.limits.ack_delay
+    tcp.sees(ACK, seq=1, ack=102 + len(talk))
+    world.passes(3600)
+    tcp.sees_nothing()
+
+
+def test_the_fin_of_a_large_answer_is_acknowledged_with_it(world: World, guest: Guest) -> None:
+    tcp, _ = guest.connects()
+    tcp.sends(ACK | PSH | FIN, bytes(1460))
+    assert len(world.sent) == 1
+    tcp.sees(ACK, seq=1, ack=102 + 1460)
+
+
 def test_the_host_closes_first(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects()
     stream.ends()
@@ -60,6 +91,7 @@ def test_the_guests_fin_acknowledges_ours(world: World, guest: Guest) -> None:
     stream.ends()
     tcp.sees(FIN | ACK)
     tcp.sends(ACK | FIN, ack=2)
+    assert len(world.sent) == 1, "nothing of ours is to come that could carry it"
     tcp.sees(ACK, seq=2, ack=102)
     assert state(world) == "time_wait"
     assert stream.closed

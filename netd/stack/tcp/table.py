@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from netd.stack import policy
@@ -26,7 +26,8 @@ from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
 if TYPE_CHECKING:
     from netd.stack.timers import Timers
 
-_unpack: Final = tcp.FRONT.unpack_from
+_unpack: Final[Callable[[memoryview, int], tuple[int, int, int, int]]] = tcp.FRONT.unpack_from
+_OTHER_PORTS: Final = 61000  # and up, where the guest talks to the peer's already
 _MIN_MSS: Final = 64  # a smaller one would cost a frame per few bytes; Linux refuses to go below 48
 
 
@@ -164,7 +165,8 @@ class TcpTable:
     def flush(self) -> None:
         """The end of a batch: one ACK for every connection that has taken payload and has not said so yet.
 
-        Where guest and host take turns the ACK of a small request waits for the answer to carry it: a frame less.
+        Where guest and host take turns the ACK of a small request waits for the answer to carry it, and that of a FIN
+        for ours: a frame less.
         """
         touched, deferred = self.touched, self._deferred
         for connection in touched:
@@ -207,21 +209,28 @@ class TcpTable:
         """
         if not self._make_room():
             return None
-        for port in chain((sport,), range(61000, 65536)):
-            key = dst + src + dport.to_bytes(2, "big") + port.to_bytes(2, "big")
-            previous = self.connections.get(key)
-            if previous is not None and previous.state == TIME_WAIT:
-                previous.evict()
-                previous = None
-            if previous is None:
-                break
-        else:
-            return None
+        key = dst + src + (dport << 16 | sport).to_bytes(4, "big")
+        port = _OTHER_PORTS
+        while not self._is_free(key):
+            if port > 0xFFFF:
+                return None
+            key = dst + src + (dport << 16 | port).to_bytes(4, "big")
+            port += 1
         connection = Connection(self, key, self._header(key), self._isn(key, now), self.mss_of(key), SYN_SENT, now)
         connection.host = stream
         self.connections[key] = self.half_open[key] = connection
         connection.send_syn(now)
         return connection
+
+    def _is_free(self, key: bytes) -> bool:
+        """No connection has that key; one that is over gives it away."""
+        previous = self.connections.get(key)
+        if previous is None:
+            return True
+        if previous.state != TIME_WAIT:
+            return False
+        previous.evict()
+        return True
 
     # -- bounds --------------------------------------------------------------------------------------------------
 
