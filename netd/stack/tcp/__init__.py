@@ -29,8 +29,9 @@ further loss (measured: 1 MB at 1 % loss, 19 s instead of 0.03). An ACK that may
 (``repeats``).
 
 The ACK of a small request waits up to ``ack_delay`` for the answer to carry it while guest and host take turns, as most
-conversations begin, and that of the guest's FIN for ours: a frame less a connection (measured, 16 clients of a published
-port: 9 % more connections). Both families are the same here; ``headers`` and the key's length know which it is.
+conversations begin, and that of the guest's FIN for ours: a frame less for each connection (measured, 16 clients of a
+published port: 9 % more connections). Both families are the same here; ``headers`` and the key's length know which it
+is.
 
 Left out, on purpose: congestion control (memory is the path), SACK from the guest, timestamps and PAWS, Nagle, ECN,
 urgent data as such (delivered in line), and the checks of checksums where the device vouches for them.
