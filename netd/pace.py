@@ -19,6 +19,10 @@ back where that is near, 100 µs. Whoever has taken more than its turn is not se
 that was too much (``Turns``): the other network's next packet comes meanwhile, it is about to be sent. Measured, a
 round trip beside a bulk transfer: 330 µs before, 185 with it, at the price of a quarter of the transfer; half the wait
 is 230 and a fifth. Beside SYNs it is 420 and 220-300, beside somebody who opens connections 480-620 and 180-225.
+
+*Putting off.* When a connection has ended both ways, nobody waits for the host's socket to be closed, which takes 15 to
+25 µs, but the next connection's SYN is often on its way: what can wait is done when a round of the loop has had nothing
+to do. Measured, one client that connects, asks and closes: 3 % more connections a second.
 """
 
 from __future__ import annotations
@@ -127,13 +131,16 @@ class Pace:
         """A callback that is ready keeps the loop from sleeping: it looks at its descriptors and comes back."""
         now = self._clock()
         off = self._off
+        what: Put | None = None
         if off and (self._seen == self._last or now - off[0][0] > LATE):
-            off.popleft()[1].do_now()
+            what = off.popleft()[1]
         self._seen = self._last
         idle = now - self._last
         if off or (idle < STAY and self._credit):
-            if idle > YIELD and not off:
+            if idle > YIELD and what is None:
                 os.sched_yield()
             self._loop.call_soon(self._poll)
         else:
             self._polling = False
+        if what is not None:
+            what.do_now()

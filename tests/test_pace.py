@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netd.pace import ALONE, CREDIT, DEBT, MEMORY, NEAR, SHARED, STAY, YIELD, Pace, Turns
+from netd.pace import ALONE, CREDIT, DEBT, LATE, MANY, MEMORY, NEAR, SHARED, STAY, YIELD, Pace, Turns
 
 
 class Loop:
@@ -138,3 +138,68 @@ def test_events_that_no_turn_was_asked_for_owe_nothing() -> None:
     stage.turn("a", SHARED / 2)
     stage.events(1, 5 * SHARED, "a")
     assert stage.turn("a", SHARED / 2)
+
+
+class Work:
+    """What is put off, by its number."""
+
+    def __init__(self, stage: Stage, number: int, done: list[int], error: Exception | None = None) -> None:
+        self.number, self.done, self.error = number, done, error
+        stage.pace.put_off(self)
+
+    def do_now(self) -> None:
+        self.done.append(self.number)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("before", [1, 3], ids=["asleep", "awake"])
+def test_what_is_put_off_is_done_when_a_round_has_nothing_to_do(before: int) -> None:
+    """One thing a round: what comes meanwhile goes first."""
+    stage, done = Stage(), list[int]()
+    stage.events(before, NEAR / 2)
+    for number in range(2):
+        Work(stage, number, done)
+    assert stage.loop.turns() and done == []
+    stage.events(1, NEAR / 100)
+    assert stage.loop.turns() and done == []
+    assert stage.loop.turns() and done == [0]
+    stage.events(1, NEAR / 100)
+    assert stage.loop.turns() and done == [0]
+    assert stage.loop.turns() and done == [0, 1]
+    stage.now += STAY
+    stage.loop.turns()
+    assert not stage.loop.ready, "the loop may sleep again"
+
+
+def test_nothing_is_put_off_for_long() -> None:
+    stage, done = Stage(), list[int]()
+    Work(stage, 0, done)
+    began = stage.now
+    while not done:
+        stage.events(1, LATE / 10)
+        assert stage.loop.turns()
+    assert LATE < stage.now - began < 1.5 * LATE
+
+
+def test_no_more_than_so_much_is_put_off() -> None:
+    stage, done = Stage(), list[int]()
+    for number in range(MANY + 2):
+        Work(stage, number, done)
+    assert done == [0, 1]
+
+
+def test_what_fails_does_not_hold_up_the_rest() -> None:
+    stage, done = Stage(), list[int]()
+    Work(stage, 0, done, OSError("no"))
+    Work(stage, 1, done)
+    with pytest.raises(OSError, match="no"):
+        while stage.loop.turns():
+            pass
+    while stage.loop.turns():
+        pass
+    assert done == [0, 1]
+    Work(stage, 2, done)
+    while stage.loop.turns():
+        pass
+    assert done == [0, 1, 2]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import select
 import socket
 import time
 import weakref
@@ -17,7 +19,7 @@ from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
 from netd.relay.stream import FRAME, Address, Stream
 from netd.relay.tails import Tails
-from netd.relay.tcp_socket import accept
+from netd.relay.tcp_socket import accept, reset_on_close
 from netd.stack.ports import NET_UNREACHABLE, RESET
 
 
@@ -257,6 +259,75 @@ async def test_no_more_frames_than_the_turn_has_left(begin: Begin) -> None:
             assert [len(word) for word in told.words if isinstance(word, bytes)] == [1000, 2000, 1000]
             stream._clock = time.monotonic
         stream.close()
+
+
+@contextlib.asynccontextmanager
+async def ended_by_the_peer(begin: Begin) -> AsyncIterator[tuple[Stream, Told, socket.socket]]:
+    """The host's peer has finished sending, and that has been told."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        told.event.clear()
+        told.words.clear()
+        told.window = 100
+        stream.resume(0.0)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(5)
+            peer.shutdown(socket.SHUT_WR)
+            await asyncio.wait_for(told.event.wait(), 5)
+            told.event.clear()
+            assert told.words == [("end", b"")]
+            yield stream, told, peer
+        stream.close()
+
+
+async def heard(peer: socket.socket) -> bytes:
+    return await asyncio.get_running_loop().run_in_executor(None, peer.recv, 100)
+
+
+async def test_the_second_end_is_put_off_for_a_moment(begin: Begin) -> None:
+    async with ended_by_the_peer(begin) as (stream, _, peer):
+        assert stream.write(b"bye") == 3
+        stream.finish()
+        assert peer.recv(100) == b"bye"
+        assert not select.select([peer], [], [], 0)[0]
+        assert await heard(peer) == b""
+        assert stream.sock is not None
+
+
+async def test_its_close_says_so_as_well(begin: Begin) -> None:
+    async with ended_by_the_peer(begin) as (stream, _, peer):
+        assert stream.sock is not None
+        fd = stream.sock.fileno()
+        stream.finish()
+        stream.close()
+        stream.close()
+        os.fstat(fd)
+        assert await heard(peer) == b""
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+@pytest.mark.parametrize("how", [Stream.abort, Stream.cut])
+async def test_a_reset_is_not_put_off(begin: Begin, how: Callable[[Stream], None]) -> None:
+    async with ended_by_the_peer(begin) as (stream, told, peer):
+        told.host_reset = lambda now: stream.close()  # type: ignore[method-assign]
+        stream.finish()
+        how(stream)
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+        await asyncio.sleep(0.01)  # what was put off finds nothing to do
+        assert stream.sock is None
+
+
+async def test_a_host_that_has_failed_is_told_by_the_end_that_was_put_off(begin: Begin) -> None:
+    async with ended_by_the_peer(begin) as (stream, told, peer):
+        reset_on_close(peer)
+        peer.close()
+        stream.finish()
+        await asyncio.wait_for(told.event.wait(), 5)
+        assert told.words == [("end", b""), "reset"]
 
 
 async def test_a_read_that_stops_at_urgent_data_is_not_the_last(begin: Begin) -> None:
