@@ -315,13 +315,7 @@ class Network:
         self.rules.close()
         self._inside.close(kept)
         self._forwards.close(kept)
-        if kept:
-            # The guest's kernel lives on with its half of each connection, and would wait for ever where it only reads.
-            for connection in list(self._interface.tcp.connections.values()):
-                if not connection.fin_received:
-                    connection.abort()
-                    connection.host.abort()
-        self._interface.close()
+        self._interface.close(kept)
         self._host.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -41,8 +41,8 @@ CREDIT: Final = 8  # so many more near events than far ones are remembered
 ALONE: Final = 200e-6
 SHARED: Final = 20e-6
 MEMORY: Final = 0.1  # how long another network's event counts
-LATE: Final = 1e-3  # for so long at most is put off what nobody waits for
-MANY: Final = 64  # and so much of it
+LATE: Final = 1e-3  # what has been put off for so long is done, as much as a turn has time for
+MANY: Final = 64  # so much can be put off: for one more the oldest is done
 
 DEBT: Final = 200e-6  # no longer than that does anybody wait: the clock runs on while another program has the CPU
 
@@ -69,11 +69,11 @@ class Turns:
         self.began = 0.0
 
 
-class Put(Protocol):
-    """Off."""
+class Work(Protocol):
+    """What can be put off."""
 
     def do_now(self) -> None:
-        """Nothing else is to be done."""
+        """Nothing else is to be done, or it has been put off for long enough."""
 
 
 class Pace:
@@ -87,7 +87,7 @@ class Pace:
         self._last = 0.0
         self._credit = 0
         self._polling = False
-        self._off: deque[tuple[float, Put]] = deque()
+        self._off: deque[tuple[float, Work]] = deque()
         self._seen = 0.0  # the last event that the last round knew of
         self._owner: Turns | None = None
         self._shared_until = 0.0
@@ -118,29 +118,32 @@ class Pace:
             self._polling = True
             self._loop.call_soon(self._poll)
 
-    def put_off(self, what: Put) -> None:
+    def put_off(self, work: Work) -> None:
         """Until a round of the loop has nothing else to do."""
-        if len(self._off) >= MANY:
-            self._off.popleft()[1].do_now()
-        self._off.append((self._clock(), what))
+        off = self._off
+        off.append((self._clock(), work))
         if not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
+        if len(off) > MANY:
+            off.popleft()[1].do_now()
 
     def _poll(self) -> None:
         """A callback that is ready keeps the loop from sleeping: it looks at its descriptors and comes back."""
         now = self._clock()
-        off = self._off
-        what: Put | None = None
-        if off and (self._seen == self._last or now - off[0][0] > LATE):
-            what = off.popleft()[1]
+        calm = self._seen == self._last  # no event since the last time
         self._seen = self._last
         idle = now - self._last
+        off = self._off
         if off or (idle < STAY and self._credit):
-            if idle > YIELD and what is None:
+            if idle > YIELD and not off:
                 os.sched_yield()
             self._loop.call_soon(self._poll)
         else:
             self._polling = False
-        if what is not None:
-            what.do_now()
+        if calm and off:
+            off.popleft()[1].do_now()
+        until = now + self.turn
+        while off and now - off[0][0] > LATE and now < until:
+            off.popleft()[1].do_now()
+            now = self._clock()

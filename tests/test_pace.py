@@ -143,12 +143,15 @@ def test_events_that_no_turn_was_asked_for_owe_nothing() -> None:
 class Work:
     """What is put off, by its number."""
 
-    def __init__(self, stage: Stage, number: int, done: list[int], error: Exception | None = None) -> None:
-        self.number, self.done, self.error = number, done, error
+    def __init__(
+        self, stage: Stage, number: int, done: list[int], error: Exception | None = None, took: float = 0.0
+    ) -> None:
+        self.stage, self.number, self.done, self.error, self.took = stage, number, done, error, took
         stage.pace.put_off(self)
 
     def do_now(self) -> None:
         self.done.append(self.number)
+        self.stage.now += self.took
         if self.error is not None:
             raise self.error
 
@@ -180,6 +183,23 @@ def test_nothing_is_put_off_for_long() -> None:
         stage.events(1, LATE / 10)
         assert stage.loop.turns()
     assert LATE < stage.now - began < 1.5 * LATE
+
+
+def test_whatever_is_late_is_done_as_a_turn_has_time_for_it() -> None:
+    stage, done = Stage(), list[int]()
+    stage.events(2, 2 * MEMORY)  # of one network alone
+    for number in range(MANY):
+        Work(stage, number, done)
+    stage.now += LATE * 0.99
+    stage.events(1, 0)
+    assert stage.loop.turns() and done == []
+    stage.events(1, LATE * 0.02)
+    assert stage.loop.turns() and len(done) == MANY
+    for number in range(10):
+        Work(stage, number, done, took=ALONE / 4)
+    del done[:]
+    stage.events(1, LATE * 1.01)
+    assert stage.loop.turns() and done == [0, 1, 2, 3]
 
 
 def test_no_more_than_so_much_is_put_off() -> None:

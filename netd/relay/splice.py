@@ -146,8 +146,8 @@ class Splices:
         """Connect ``outgoing`` to ``address`` and join it to ``accepted``, whose listener has been prepared
         (``tcp_socket.prepare``). Both are non-blocking and ours from now on.
 
-        None where that has failed already: ``accepted`` has been reset then, and ``on_close`` is not called. Where
-        nobody listens ``on_refused`` gets it instead.
+        None where that has failed already, or ``accepted`` has: it has been reset then, and ``on_close`` is not called.
+        Where nobody listens ``on_refused`` gets it instead.
         """
         if len(self) >= self._limit:
             self.over_limit += 1

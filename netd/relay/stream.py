@@ -42,8 +42,8 @@ _REFUSALS: Final = {
 Address = Sockaddr
 
 
-class Putting(Protocol):
-    """What can be put off."""
+class Work(Protocol):
+    """``pace.Work``."""
 
     def do_now(self) -> None:
         """Nothing else is to be done."""
@@ -54,7 +54,7 @@ class Pace(Protocol):
 
     turn: float
 
-    def put_off(self, what: Putting) -> None:
+    def put_off(self, work: Work) -> None:
         """Until there is nothing else to do."""
 
 
@@ -65,7 +65,7 @@ class Stream:
         "_clock",
         "_closed",
         "_connecting",  # the addresses left, and the source, while the kernel connects
-        "_ended",  # the host's peer has finished sending
+        "_ended",  # the host's peer has finished sending, and has been told nothing since
         "_filled",
         "_flush",
         "_fresh",
@@ -203,6 +203,7 @@ class Stream:
         sock = self.sock
         if sock is None:
             return 0
+        self._ended = False
         try:
             if len(view) < LARGE:
                 return sock.send(view)
@@ -237,7 +238,8 @@ class Stream:
         self._flush()
 
     def finish(self) -> None:
-        """Half-close; where the host's peer has finished as well, it can wait for that."""
+        """Half-close. A host's peer that has finished before, and was told nothing since, hardly waits for the answer:
+        then it is put off, and the close may come first, which says so as well."""
         if self.sock is None:
             return
         if self._ended:

@@ -32,7 +32,7 @@ _TTL_UDP: Final = TTL << 8 | ipv4.UDP
 
 
 class Header:
-    """The parts that do not change. ``src`` and ``dst`` are both 4 or both 16 bytes."""
+    """The parts that do not change."""
 
     __slots__ = ("_addresses", "_flow", "_gso_size", "_ip_sum", "_pseudo", "_scratch", "_sum", "offload")
 

@@ -161,8 +161,8 @@ class Interface:
         """Flows by protocol."""
         return {"tcp": len(self.tcp.connections), "udp": len(self.udp.flows), "icmp": len(self.icmp.flows)}
 
-    def close(self) -> None:
-        """The network ends: every host side is released."""
-        self.tcp.close()
+    def close(self, kept: bool = False) -> None:
+        """The network ends, or (``kept``) only this process: every host side is released."""
+        self.tcp.close(kept)
         self.udp.close()
         self.icmp.close()

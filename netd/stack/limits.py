@@ -28,7 +28,7 @@ class Limits:
     rescues: int = 4  # so often for one hole, before the time-out proper
     retries: int = 12  # retransmissions of one segment before the connection is given up: some minutes
     syn_retries: int = 5
-    ack_delay: float = 0.001  # how long a small request's ACK waits for an answer; RFC 9293 §3.8.6.3 allows 0.5
+    ack_delay: float = 0.001  # how long the ACK of a small request, or a FIN, waits for one; RFC 9293 §3.8.6.3: 0.5
     ack_repeat: float = 0.002  # where frames get lost: how long nothing may follow an ACK before it is sent once more
     time_wait: float = 1.0
     fin_wait: float = 600.0  # half-closed and silent for so long: probed

@@ -32,8 +32,8 @@ class Neighbors:
         macs = self._macs
         if macs.get(ip) == mac:
             return
-        if len(macs) >= self._limit and ip not in macs:
-            del macs[next(iter(macs))]
+        if len(macs) >= self._limit and ip not in macs and macs.pop(next(iter(macs))) != self.default:
+            self.moves += 1
         if mac != self.mac_of(ip):
             self.moves += 1
         macs[ip] = mac

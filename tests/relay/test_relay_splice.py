@@ -328,6 +328,36 @@ async def test_the_client_gives_up_while_it_connects(stage: Stage, world: World)
     assert not len(stage.splices)
 
 
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+@pytest.mark.parametrize("said", [b"", b"words", bytes(100_000)], ids=["nothing", "words", "much"])
+async def test_what_the_client_has_done_before_it_is_joined(stage: Stage, said: bytes, reset: bool) -> None:
+    """It goes on before anything is waited for."""
+    client, ours = await stage.accepted(stage.guest)
+    client.sendall(said)
+    if reset:
+        reset_by(client)
+    else:
+        client.shutdown(socket.SHUT_WR)
+    with stage.host.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        splice = stage.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
+        server, _ = await aside(listener.accept)
+    with client, server:
+        server.settimeout(20)
+        got, error = await aside(end_of, server)
+        if reset:
+            assert error == errno.ECONNRESET
+        else:
+            assert (got, error) == (said, 0)
+            assert splice is not None and not splice.closed
+            server.sendall(b"answer")
+            assert await aside(client.recv, 100) == b"answer"
+            server.close()
+            await until(lambda: stage.closed == 1)
+    assert not len(stage.splices) and stage.closed == (splice is not None)
+
+
 async def test_what_is_behind_urgent_data_does_not_wait_for_more(stage: Stage) -> None:
     """A read stops there, and nothing else will come that says so (tcp(7))."""
     for said in (b"before", b""):  # at the beginning as well

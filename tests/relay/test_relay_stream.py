@@ -288,12 +288,18 @@ async def heard(peer: socket.socket) -> bytes:
 
 async def test_the_second_end_is_put_off_for_a_moment(begin: Begin) -> None:
     async with ended_by_the_peer(begin) as (stream, _, peer):
-        assert stream.write(b"bye") == 3
         stream.finish()
-        assert peer.recv(100) == b"bye"
         assert not select.select([peer], [], [], 0)[0]
         assert await heard(peer) == b""
         assert stream.sock is not None
+
+
+async def test_a_peer_that_has_been_answered_waits_for_the_end(begin: Begin) -> None:
+    """It has half-closed, and reads what it is told until then."""
+    async with ended_by_the_peer(begin) as (stream, _, peer):
+        assert stream.write(b"bye") == 3
+        stream.finish()
+        assert peer.recv(100) == b"bye" and peer.recv(100) == b""
 
 
 async def test_its_close_says_so_as_well(begin: Begin) -> None:

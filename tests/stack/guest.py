@@ -12,7 +12,7 @@ from typing import Any
 from wire import oracle
 from wire.oracle import ACK, FIN, PSH, RST, SYN, Segment
 
-from netd.stack.timers import NEVER
+from netd.stack.tcp.sender import DEFERRED
 
 from .cast import ICMP6
 from .host import FakeStream
@@ -255,10 +255,13 @@ class Conversation:
     def next(self) -> Segment:
         """The next frame, which must be this connection's; ``seq`` and ``ack`` as in the script.
 
-        Where nothing has been sent, and an ACK waits for something to go with, the clock jumps to when it goes alone.
+        Where nothing has been sent, and the ACK of a FIN waits for ours, the clock jumps to when it goes alone.
         """
         world = self.guest.world
-        if not world.sent and world.interface.tcp.deadline != NEVER:
+        if not world.sent and any(
+            connection.fin_received and connection.ack_pending == DEFERRED
+            for connection in world.interface.tcp.connections.values()
+        ):
             world.jump()
         sent = self.guest.next()
         assert sent.packet is not None and sent.packet.protocol == 6, sent.frame.hex()

@@ -140,6 +140,18 @@ def test_an_entry_that_changes_needs_no_room() -> None:
     assert neighbors.mac_of(b"aaaa")[-1] == 3 and neighbors.mac_of(b"bbbb")[-1] == 2
 
 
+def test_who_is_forgotten_for_want_of_room_has_moved() -> None:
+    """To where the unknown are: headers that were made for it are out of date."""
+    neighbors = Neighbors(GUEST_MAC, 2)
+    neighbors.learn(b"aaaa", b"\x00\x00\x00\x00\x00\x01")
+    neighbors.learn(b"bbbb", GUEST_MAC)
+    moves = neighbors.moves
+    neighbors.learn(b"cccc", GUEST_MAC)
+    assert neighbors.mac_of(b"aaaa") == GUEST_MAC and neighbors.moves == moves + 1
+    neighbors.learn(b"dddd", GUEST_MAC)
+    assert neighbors.moves == moves + 1, "bbbb is where it was"
+
+
 def test_a_group_is_nobodys_mac(world: World, guest: Guest) -> None:
     guest.sends_arp(1, GUEST, GATEWAY, sha=BROADCAST)
     world.sent.clear()

@@ -96,6 +96,17 @@ def test_nothing_beyond_the_window_that_was_offered(world: World, guest: Guest) 
     assert world.interface.tcp.memory.used == 0 and world.counters.drop_tcp_out_of_order == 1
 
 
+def test_a_fin_behind_a_hole_is_acknowledged_at_once(world: World, guest: Guest) -> None:
+    """RFC 5681 §4.2: what fills a hole is, and the FIN that was behind it with it."""
+    tcp, stream = guest.connects()
+    tcp.sends(ACK | PSH | FIN, b"b" * 10, seq=111)
+    tcp.sees(ACK, ack=101)
+    tcp.sends(ACK | PSH, b"a" * 10, seq=101)
+    assert len(world.sent) == 1
+    tcp.sees(ACK, ack=122)
+    assert bytes(stream.taken) == b"a" * 10 + b"b" * 10 and stream.finished
+
+
 def test_the_memory_is_given_back(world: World, guest: Guest) -> None:
     tcp, stream = guest.connects()
     tcp.sends(ACK | PSH, b"x" * 1000, seq=501)

@@ -215,6 +215,7 @@ class Connection(Receiver):
                         self.host_paused(now)
 
         # Payload
+        filled = False
         if size < 0 and len(segment) and state in RECEIVING:
             self._hold(seq, segment, flags)
         elif size > 0:
@@ -235,6 +236,7 @@ class Connection(Receiver):
             if taken < size:
                 return  # the rest, and a FIN behind it, come again
             if self.ahead is not None:
+                filled = True
                 fin = self.ahead.fin
                 if not self._fill():
                     return
@@ -244,7 +246,7 @@ class Connection(Receiver):
         if flags & FIN and size >= 0 and state in FIN_FROM_GUEST:
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
             self.fin_received = True
-            if state != ESTABLISHED:
+            if filled or state != ESTABLISHED:
                 self.send_ack()
             elif self.ack_pending != DUE:  # the host's peer is likely to finish as well, and our FIN to carry it
                 self.ack_pending = DUE
@@ -400,8 +402,13 @@ class Connection(Receiver):
 
     def abort(self) -> None:
         """RST to the guest and leave; the host side is the caller's."""
-        if self.state == CLOSED:
-            return
+        if self.state != CLOSED:
+            self.send_rst()
+            self._drop_overflow()
+            self._leave()
+
+    def send_rst(self) -> None:
+        """RST to the guest, whatever it knows of the connection."""
         self.table.counters.tcp_resets_to_guest += 1
         if self.state == CONNECTING:
             self.emit(0, RST | ACK)
@@ -409,8 +416,6 @@ class Connection(Receiver):
             self.emit(self.snd_nxt, RST | ACK)
         else:
             self.emit(self.snd_nxt, RST)
-        self._drop_overflow()
-        self._leave()
 
     def evict(self) -> None:
         """Make room for another flow."""

@@ -18,7 +18,7 @@ from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.peers import Peers
 from netd.stack.tcp.repeats import Repeats
 from netd.stack.tcp.sender import DEFERRED, DUE, HALF, HASTE, MASK
-from netd.stack.tcp.states import CONNECTING, SYN_SENT, TIME_WAIT
+from netd.stack.tcp.states import CLOSE_WAIT, CONNECTING, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER
 from netd.wire import checksum, ipv4, ipv6, tcp
 from netd.wire.tcp import ACK, DEFAULT_MSS, FIN, RST, SYN
@@ -256,9 +256,12 @@ class TcpTable:
             if flows.get(key) is connection:
                 del flows[key]
 
-    def close(self) -> None:
-        """The network ends."""
+    def close(self, kept: bool) -> None:
+        """The network ends. ``kept``: for this process; the guest's kernel lives on with its half of each connection,
+        and would wait for ever where it only reads."""
         for connection in (*self.connections.values(), *self.draining):
+            if kept and (not connection.fin_received or connection.state == CLOSE_WAIT):
+                connection.send_rst()
             connection.network_ends()
 
     # -- answers without a connection ------------------------------------------------------------------------------
