@@ -6,112 +6,23 @@ import asyncio
 import errno
 import os
 import random
-import select
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from netd.relay import splice as splice_
-from netd.relay.splice import Splice, Splices
-from tests.lab import Netns, World, aside, both_ways, md5, open_fds, receive_all, until
-from tests.relay.test_relay_limits import out_of_descriptors
-
-SILENCE = "add rule ip router forward meta l4proto tcp drop"  # until the next SYN, a second later
-RST = struct.pack("ii", 1, 0)
-
-
-class Pace:
-    turn = 200e-6
-
-
-class Stage:
-    """A guest's namespace that connects to a host's server by way of a splice, or the other way round."""
-
-    def __init__(self, world: World, splices: Splices) -> None:
-        self.guest = world.guest()
-        self.guest.ip("link set lo up")
-        self.host = world.host
-        self.splices = splices
-        self.closed = 0
-        self.splice: Splice | None = None
-
-    def noted(self) -> None:
-        self.closed += 1
-
-    def connect(self, accepted: socket.socket, outgoing: socket.socket, *rest: Any) -> Splice | None:
-        """Both non-blocking, as our listeners and the agent give them."""
-        accepted.setblocking(False)
-        outgoing.setblocking(False)
-        return self.splices.connect(accepted, outgoing, *rest)
-
-    async def accepted(self, inside: Netns, family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
-        """A client in ``inside`` and our end of its connection."""
-        ip = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        with inside.socket(family=family) as listener:
-            listener.bind((ip, 0))
-            listener.listen(1)
-            client = inside.socket(family=family)
-            await aside(client.connect, listener.getsockname())
-            return client, listener.accept()[0]
-
-    async def joined(
-        self, inside: Netns | None = None, outside: Netns | None = None, family: int = socket.AF_INET
-    ) -> tuple[socket.socket, socket.socket]:
-        """A client in ``inside`` (the guest) and the server's end in ``outside`` (the host), joined."""
-        inside, outside = inside or self.guest, outside or self.host
-        ip = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        client, ours = await self.accepted(inside, family)
-        with outside.socket(family=family) as listener:
-            listener.bind((ip, 0))
-            listener.listen(1)
-            address = listener.getsockname()
-            self.splice = self.connect(ours, outside.socket(family=family), address, self.noted)
-            server, _ = await aside(listener.accept)
-        server.settimeout(20)
-        return client, server
+from netd.relay.splice import Splices
+from tests.lab import World, aside, both_ways, md5, open_fds, receive_all, until
+from tests.relay.joined import Stage, end_of, fill, reset_by, staged
 
 
 @pytest_asyncio.fixture
 async def stage(world: World) -> AsyncIterator[Stage]:
-    failed: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: failed.append(context))
-    splices = Splices(loop, time.monotonic, Pace(), lambda: None)
-    stage = Stage(world, splices)
-    yield stage
-    splices.close()
-    assert not failed and not len(splices) and splices._held == 0
-
-
-def end_of(sock: socket.socket) -> tuple[bytes, int]:
-    """What comes until the end, and the errno that it is."""
-    data = b""
-    while True:
-        try:
-            chunk = sock.recv(1 << 16)
-        except OSError as e:
-            return data, e.errno or -1
-        if not chunk:
-            return data, 0
-        data += chunk
-
-
-def fill(sock: socket.socket) -> int:
-    """Write until nothing is taken for a while."""
-    sock.setblocking(False)
-    total = 0
-    while True:
-        try:
-            total += sock.send(bytes(1 << 16))
-        except BlockingIOError:
-            if not select.select([], [sock], [], 0.2)[1]:
-                sock.settimeout(20)
-                return total
+    with staged(world) as stage:
+        yield stage
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -209,11 +120,6 @@ async def test_what_is_held_of_many_is_bounded(stage: Stage, monkeypatch: pytest
     await until(lambda: stage.closed == 8)
 
 
-def reset_by(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
-    sock.close()
-
-
 @pytest.mark.parametrize("by_client", [True, False])
 async def test_a_reset_is_a_reset(stage: Stage, by_client: bool) -> None:
     client, server = await stage.joined()
@@ -283,81 +189,6 @@ async def test_last_words_where_a_write_tells_of_the_reset(stage: Stage) -> None
         assert await aside(end_of, client) == (b"too much", errno.ECONNRESET)
 
 
-async def test_refused(stage: Stage) -> None:
-    client, ours = await stage.accepted(stage.guest)
-    with client:
-        assert stage.connect(ours, stage.host.socket(), ("127.0.0.1", 9), stage.noted) is None
-        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
-    assert (stage.closed, stage.splices.refused, len(stage.splices)) == (0, 1, 0)
-
-
-async def test_refused_later(stage: Stage, world: World) -> None:
-    """By another machine, which takes its time."""
-    world.outside.run("nft", SILENCE)
-    client, ours = await stage.accepted(stage.guest)
-    with client:
-        splice = stage.connect(ours, stage.host.socket(), ("198.51.100.2", 9), stage.noted)
-        assert splice is not None and splice.connecting
-        client.sendall(b"early")
-        world.outside.run("nft", "flush chain ip router forward")
-        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
-    assert (stage.closed, stage.splices.refused, len(stage.splices)) == (1, 1, 0)
-
-
-async def test_connected_later(stage: Stage, world: World) -> None:
-    client, ours = await stage.accepted(stage.guest)
-    world.outside.run("nft", SILENCE)
-    with world.outside.listener("198.51.100.2") as listener, client:
-        splice = stage.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
-        assert splice is not None and splice.connecting
-        client.sendall(b"early")
-        world.outside.run("nft", "flush chain ip router forward")
-        client.shutdown(socket.SHUT_WR)
-        server, _ = await aside(listener.accept)
-        with server:
-            assert await aside(receive_all, server) == b"early"
-            assert not splice.connecting
-
-
-async def test_the_client_gives_up_while_it_connects(stage: Stage, world: World) -> None:
-    client, ours = await stage.accepted(stage.guest)
-    splice = stage.connect(ours, stage.host.socket(), ("192.0.2.9", 80), stage.noted)  # nobody says anything
-    assert splice is not None and splice.connecting
-    reset_by(client)
-    await until(lambda: stage.closed == 1)
-    assert not len(stage.splices)
-
-
-@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
-@pytest.mark.parametrize("said", [b"", b"words", bytes(100_000)], ids=["nothing", "words", "much"])
-async def test_what_the_client_has_done_before_it_is_joined(stage: Stage, said: bytes, reset: bool) -> None:
-    """It goes on before anything is waited for."""
-    client, ours = await stage.accepted(stage.guest)
-    client.sendall(said)
-    if reset:
-        reset_by(client)
-    else:
-        client.shutdown(socket.SHUT_WR)
-    with stage.host.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        splice = stage.connect(ours, stage.host.socket(), listener.getsockname(), stage.noted)
-        server, _ = await aside(listener.accept)
-    with client, server:
-        server.settimeout(20)
-        got, error = await aside(end_of, server)
-        if reset:
-            assert error == errno.ECONNRESET
-        else:
-            assert (got, error) == (said, 0)
-            assert splice is not None and not splice.closed
-            server.sendall(b"answer")
-            assert await aside(client.recv, 100) == b"answer"
-            server.close()
-            await until(lambda: stage.closed == 1)
-    assert not len(stage.splices) and stage.closed == (splice is not None)
-
-
 async def test_what_is_behind_urgent_data_does_not_wait_for_more(stage: Stage) -> None:
     """A read stops there, and nothing else will come that says so (tcp(7))."""
     for said in (b"before", b""):  # at the beginning as well
@@ -373,48 +204,6 @@ async def test_what_is_behind_urgent_data_does_not_wait_for_more(stage: Stage) -
             while len(got) < len(wanted):
                 got += await aside(server.recv, 100)
             assert got == wanted
-
-
-async def test_not_with_itself(stage: Stage) -> None:
-    """Nobody listens, and the source port is the one that is asked for."""
-    client, ours = await stage.accepted(stage.guest)
-    outgoing = stage.host.socket()
-    outgoing.bind(("127.0.0.1", 0))
-    with client:
-        assert stage.connect(ours, outgoing, outgoing.getsockname(), stage.noted) is None
-        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
-    assert stage.splices.refused == 1
-
-
-async def test_the_limit(stage: Stage) -> None:
-    stage.splices._limit = 2
-    pairs = [await stage.joined() for _ in range(2)]
-    client, ours = await stage.accepted(stage.guest)
-    with client, stage.host.listener("127.0.0.1") as listener:
-        assert stage.connect(ours, stage.host.socket(), listener.getsockname()) is None
-        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
-    assert stage.splices.over_limit == 1
-    for sock in pairs.pop():
-        sock.close()
-    await until(lambda: len(stage.splices) == 1)
-    pairs.append(await stage.joined())
-    for pair in pairs:
-        await both_ways(*pair, 1000)
-        for sock in pair:
-            sock.close()
-
-
-async def test_out_of_descriptors(stage: Stage) -> None:
-    client, ours = await stage.accepted(stage.guest)
-    outgoing = stage.host.socket()
-    with client:
-        with out_of_descriptors():
-            assert stage.connect(ours, outgoing, ("127.0.0.1", 1)) is None
-        assert await aside(end_of, client) == (b"", errno.ECONNRESET)
-    assert stage.splices.unavailable == 1
-    client, server = await stage.joined()
-    with client, server:
-        await both_ways(client, server, 100_000)
 
 
 async def test_cut(stage: Stage) -> None:
