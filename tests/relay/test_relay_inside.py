@@ -14,8 +14,8 @@ from netd.relay import autoports
 from netd.rules import RuleFailed
 from netd.specs import ForwardSpec, LoopbackPort, PortRule
 from tests.lab import HOST, World, aside, both_ways, open_fds, until
+from tests.relay.joined import end_of
 from tests.relay.test_relay_outward import exchange, reset_at_once
-from tests.relay.test_relay_splice import end_of
 from tests.stage import Attach
 
 V4, V6 = socket.AF_INET, socket.AF_INET6

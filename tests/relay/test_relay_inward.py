@@ -19,8 +19,8 @@ from netd.relay.sockaddr import packed
 from netd.relay.tcp_socket import accept, prepare
 from netd.relay.udp_relay import UdpEntrance
 from tests.lab import World, aside, open_fds, until
+from tests.relay.joined import end_of, reset_by
 from tests.relay.loopbacks import FAMILIES, LOOPBACK, Stage, exchange, port_of, staged
-from tests.relay.test_relay_splice import end_of, reset_by
 
 
 @pytest_asyncio.fixture

@@ -13,9 +13,9 @@ import pytest_asyncio
 from netd.relay.udp_relay import IDLE
 from netd.specs import LoopbackPort
 from tests.lab import World, aside, both_ways, open_fds, until
+from tests.relay.joined import end_of
 from tests.relay.loopbacks import FAMILIES, LOOPBACK, Stage, exchange, port_of, staged
 from tests.relay.test_relay_limits import out_of_descriptors
-from tests.relay.test_relay_splice import end_of
 
 
 @pytest_asyncio.fixture
