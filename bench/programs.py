@@ -24,6 +24,10 @@ from bench import procs
 from bench.world import ROOT, BenchError, Guest, World, as_user, until
 
 READY_LIMIT = 15.0  # seconds an attach may take
+# The kernel divides CPU time among sessions first, then within each (sched(7), autogroup). In earnest no program shares
+# one with what it serves: pasta makes its own, systemd makes one for the daemon, and what a container runs has another
+# than the Podman that started slirp4netns.
+OWN_SESSION = {"start_new_session": True}
 
 
 class Attachment(ABC):
@@ -129,6 +133,7 @@ class SlirpNetwork(Attachment):
                 stdout=log,
                 stderr=log,
                 env=program.environment(),
+                **OWN_SESSION,
                 **as_user(),
             )
         os.close(ready_end)
@@ -206,6 +211,7 @@ class Netd(Program):
                 env={**self.environment(), "PYTHONPATH": str(self.world.tree), "PYTHONDONTWRITEBYTECODE": "1"},
                 stdout=log,
                 stderr=log,
+                **OWN_SESSION,
                 **as_user(),
             )
         until("netd serve", self._answers, READY_LIMIT)
