@@ -46,11 +46,12 @@ class Timers:
         self._at = NEVER  # of the earliest hint
         self._polled = 0.0
 
-    def arm(self, owner: Timed, deadline: float) -> None:
-        """Set ``owner``'s deadline, earlier or later than it was."""
+    def arm(self, owner: Timed, deadline: float, look: float = NEVER) -> None:
+        """Set ``owner``'s deadline, earlier or later than it was. ``look``: when to look, where earlier deadlines are
+        likely to follow, so that one hint does for all."""
         owner.deadline = deadline
         if deadline < owner.hinted:
-            self._hint(owner, deadline)
+            self._hint(owner, look if look < deadline else deadline)
             if self._size > self._purge_at:
                 self._purge()
 

@@ -118,7 +118,19 @@ def test_one_who_waits_long_does_not_keep_the_others_from_the_lanes() -> None:
     assert len(timers) == 0
 
 
-step = st.tuples(st.sampled_from(["arm", "arm", "sleep", "poll"]), st.integers(0, 5), st.integers(0, 50))
+def test_one_look_does_for_the_earlier_deadlines_that_follow() -> None:
+    timers, owner, patient = Timers(), Owner(), Owner()
+    timers.arm(owner, 1.0, 0.06)
+    timers.arm(patient, 1.0, 0.06)
+    for deadline in (0.07, 0.2, 0.1):
+        timers.arm(owner, deadline, deadline)
+    assert len(timers) == 2 and timers.poll_at() == 0.06
+    for now in (0.06, 0.1, 0.5, 1.0):
+        timers.poll(now)
+    assert (owner.fired, patient.fired) == ([0.1], [1.0])
+
+
+step = st.tuples(st.sampled_from(["arm", "arm", "look", "sleep", "poll"]), st.integers(0, 5), st.integers(0, 50))
 
 
 @quick
@@ -134,6 +146,9 @@ def test_against_a_model(steps: list[tuple[str, int, int]], purge_at: int) -> No
         owner = owners[who]
         if verb == "arm":
             timers.arm(owner, now + amount)
+            model[who] = now + amount
+        elif verb == "look":
+            timers.arm(owner, now + amount, now + amount // 3)
             model[who] = now + amount
         elif verb == "sleep":
             owner.deadline = NEVER
