@@ -30,6 +30,7 @@ def test_the_guest_closes_first(world: World, guest: Guest) -> None:
     stream.ends()
     tcp.sees(FIN | ACK, seq=11, ack=102)
     assert state(world) == "last_ack"
+    assert stream.closed and not stream.aborted  # nobody on the host waits for the guest's last acknowledgment
     tcp.sends(ACK, ack=12)
     assert state(world) == "closed"
     assert stream.closed and not stream.aborted
@@ -48,6 +49,20 @@ def test_the_hosts_fin_acknowledges_the_guests(world: World, guest: Guest) -> No
     assert state(world) == "closed" and stream.closed
     world.passes(3600)
     tcp.sees_nothing()
+
+
+def test_what_the_host_has_not_taken_yet_keeps_its_side_open(world: World, guest: Guest) -> None:
+    tcp, stream = guest.connects()
+    stream.takes(0)
+    tcp.sends(ACK | PSH | FIN, b"x" * 100)
+    stream.ends()
+    tcp.sees(FIN | ACK, seq=1, ack=202)
+    assert state(world) == "last_ack" and not stream.closed
+    stream.capacity = 0
+    tcp.sends(ACK, ack=2)
+    assert state(world) == "closed" and not stream.closed
+    stream.takes(None)
+    assert stream.taken[-100:] == b"x" * 100 and stream.closed and not stream.aborted
 
 
 @pytest.mark.parametrize("talk", [b"", b"bye"])

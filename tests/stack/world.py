@@ -19,7 +19,7 @@ from netd.stack.limits import Limits
 from netd.stack.ports import Services
 from netd.stack.tcp.connection import Connection
 from netd.stack.tcp.sender import CHUNK_COST, DEFERRED, DUE
-from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, SYN_RECEIVED, SYN_SENT, TIME_WAIT
+from netd.stack.tcp.states import CLOSED, CONNECTING, FIN_WAIT_2, LAST_ACK, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 from netd.stack.timers import NEVER, Timed
 
 from .cast import Cast, ip, ip6
@@ -252,7 +252,7 @@ class World:
             assert connection.ack_pending != DEFERRED or tcp.deadline <= self.now + limits.ack_delay
             assert connection.buffered == sum(map(len, connection.chunks)) - connection._head
             assert len(connection.overflow or b"") <= tcp.receive_window
-            assert not connection.host.closed or connection.state == TIME_WAIT
+            assert not connection.host.closed or connection.state in (LAST_ACK, TIME_WAIT)
             waits = connection.state != CONNECTING and connection.snd_una != connection.snd_nxt
             assert not waits or connection.deadline != NEVER, "in flight, and no timer"
             assert not connection.host_waiting or waits or connection.deadline != NEVER, "paused for ever"

@@ -79,7 +79,7 @@ class Connection(Receiver):
         self._send_syn(SYN | ACK, self.snd_una)
         self.snd_nxt = (self.snd_una + 1) & MASK
         self.rtt_seq, self.rtt_at = self.snd_nxt, now
-        self.table.timers.arm(self, now + self.rto)
+        self.table.timers.arm(self, now + self.rto, now + self.table.limits.rto_min)
 
     def host_refused(self, code: int, now: float) -> None:
         """The host's connect failed: RST for ``code`` -1, else ICMP unreachable with that code."""
@@ -98,7 +98,7 @@ class Connection(Receiver):
         self._send_syn(SYN, self.snd_una)
         self.snd_nxt = (self.snd_una + 1) & MASK
         self.rtt_seq, self.rtt_at = self.snd_nxt, now
-        self.table.timers.arm(self, now + self.rto)
+        self.table.timers.arm(self, now + self.rto, now + self.table.limits.rto_min)
 
     def _send_syn(self, flags: int, seq: int) -> None:
         scale, self.rcv_wscale = self.rcv_wscale, 0
@@ -346,6 +346,8 @@ class Connection(Receiver):
         self.fin_sent = True
         self.table.timers.arm(self, now + self.rto)
         self._enter(state, now)
+        if state == LAST_ACK and not self.overflow:  # the host side has said and heard all
+            self.host.close()
 
     def host_reset(self, now: float) -> None:
         """The host side failed (reset, timed out, unreachable): the guest gets an RST."""
