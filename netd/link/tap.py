@@ -15,7 +15,8 @@ from netd.wire import vnet_hdr
 
 FRAME_MAX: Final = 65535 + 14 + 18  # the largest IP packet, Ethernet, room for VLAN tags
 BATCH: Final = 64  # frames per wake-up at most
-FEW: Final = 8  # frames: whether there is one more is asked before it is read
+# Frames: whether there is one more is asked before it is read, but where the last batch had as many at least.
+FEW: Final = 8
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,13 +42,14 @@ def is_attached(fd: int) -> bool:
 class Tap:
     """Owns ``fd`` (non-blocking). ``vnet``: frames carry a virtio_net_hdr of 10 bytes."""
 
-    __slots__ = ("_file", "_poll", "_skip", "drops", "fd", "vnet")
+    __slots__ = ("_file", "_many", "_poll", "_skip", "drops", "fd", "vnet")
 
     def __init__(self, fd: int, vnet: bool) -> None:
         self.fd = fd
         self.vnet = vnet
         self.drops = 0  # frames the device did not take
         self._skip = vnet_hdr.SIZE if vnet else 0
+        self._many = False  # in the last batch
         # Its readinto says None where there is nothing, and makes an exception for that all the same, 10 us with cold
         # caches. An empty poll is 1.
         self._file = io.FileIO(fd, "r+b", closefd=False)
@@ -67,6 +69,7 @@ class Tap:
         readinto, poll, clock = self._file.readinto, self._poll.poll, monotonic
         view, buffer = _view, _buffer
         count = 0
+        few = 0 if self._many else FEW
         try:
             until = now + turn
             while count < BATCH:
@@ -79,8 +82,9 @@ class Tap:
                     deliver(view[skip:size], buffer[0] != 0, segment, now)
                 else:
                     deliver(view[:size], False, 0, now)
-                if clock() > until or (count < FEW and not poll(0)):
+                if clock() > until or (count < few and not poll(0)):
                     break
+            self._many = count >= FEW
         except OSError as e:
             # EIO: the interface is down. EBADFD: the device was deleted under us (drivers/net/tun.c).
             return e.errno in (errno.EIO, errno.EINTR)

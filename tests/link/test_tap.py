@@ -80,7 +80,7 @@ def test_frames_come_in_order_and_no_more_than_a_batch_at_once(link: Link) -> No
 
 
 def test_all_that_wait_come_in_one_turn(link: Link) -> None:
-    for count in (1, 2, FEW - 1, FEW, FEW + 1, 3 * FEW):
+    for count in (1, 2, FEW - 1, FEW, FEW + 1, 3 * FEW, FEW, 1, 2):
         for _ in range(count):
             link.guest.send(frame(bytes(60)))
         got: list[int] = []
