@@ -6,7 +6,6 @@ The guest sees the client's own address and port, where it could answer them (``
 from __future__ import annotations
 
 import errno
-import select
 import socket
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from netd.relay.listeners import Kept, check, listen, release
 from netd.relay.sockaddr import is_loopback, packed
 from netd.relay.splice import Splice
 from netd.relay.stream import Stream
-from netd.relay.tcp_socket import TcpSocket, accept, prepare
+from netd.relay.tcp_socket import TcpSocket, accept, prepare, waiting
 from netd.relay.udp_listener import UdpListener
 from netd.specs import ForwardSpec, ForwardStatus
 
@@ -56,12 +55,10 @@ class Forward:
 class _Listener:
     """One for TCP."""
 
-    __slots__ = ("forward", "guest_of", "poll", "port", "sock")
+    __slots__ = ("forward", "guest_of", "port", "sock")
 
     def __init__(self, forward: Forward, sock: socket.socket, guest_of: Callable[[bytes], bytes], port: int) -> None:
         self.forward, self.sock, self.guest_of, self.port = forward, sock, guest_of, port
-        self.poll = select.poll()
-        self.poll.register(sock.fileno(), select.POLLIN)
 
 
 class Forwards:
@@ -184,11 +181,11 @@ class Forwards:
         return iter(self._forwards.values())
 
     def _on_accept(self, listener: _Listener) -> None:
-        """As many as there are and a turn has time for; whether there is another one is asked first: to be told by
-        an exception takes ten times as long."""
+        """As many as there are and a turn has time for. How many is asked first: to be told by an exception that there
+        is no other one takes ten times as long."""
         forward, guest_of, port = listener.forward, listener.guest_of, listener.port
         until = self._clock() + self._host.pace.turn
-        while True:
+        for _ in range(max(waiting(listener.sock), 1)):
             try:
                 sock, client = accept(listener.sock)
             except BlockingIOError:
@@ -203,7 +200,7 @@ class Forwards:
                 self._splice(self.inward, forward, sock, guest, port)
             else:
                 self._open_to_guest(forward, sock, ip, client[1], guest, port)
-            if self._clock() > until or not listener.poll.poll(0):
+            if self._clock() > until:
                 break
         self._flush()
 

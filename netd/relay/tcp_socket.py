@@ -25,6 +25,8 @@ _NODELAY: Final = int(socket.TCP_NODELAY)
 _KEEPALIVE: Final = int(socket.SO_KEEPALIVE)
 _LINGER: Final = int(socket.SO_LINGER)
 
+_INFO: Final = int(socket.TCP_INFO)
+_BACKLOG: Final = struct.Struct("24xI")  # tcpi_unacked of struct tcp_info, which a listener uses so (tcp_get_info())
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST (socket(7))
 
 
@@ -37,6 +39,11 @@ def open_for(address: Sockaddr, source: Source) -> TcpSocket:
         sock.close()
         raise
     return sock
+
+
+def waiting(listener: TcpSocket) -> int:
+    """How many connections there are to accept. OSError."""
+    return int(_BACKLOG.unpack(listener.getsockopt(_TCP, _INFO, _BACKLOG.size))[0])
 
 
 def accept(listener: TcpSocket) -> tuple[TcpSocket, Any]:
