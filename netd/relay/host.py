@@ -55,6 +55,7 @@ class HostNetwork:
 
     def flush(self) -> None:
         """Call after each batch of frames: what was gathered goes out, and what became of connects is told."""
+        self._tails.push_held()
         self._poller.tell()
         if outbox.flow is not None:
             outbox.flush()

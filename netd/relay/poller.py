@@ -75,6 +75,11 @@ class Poller:
         del self._owners[fd]
         self._gone.add(fd)
 
+    def forget(self, fd: int) -> None:
+        """Wait no longer; ``fd`` is closed right after, which the kernel takes for the same."""
+        del self._owners[fd]
+        self._gone.add(fd)
+
     def tell_later(self, owner: Owner, error: int) -> None:
         """``owner.on_outcome`` is called by the next ``tell``."""
         self._outcomes.append((owner, error))
@@ -100,8 +105,9 @@ class Poller:
             gone.clear()
             ready = epoll.poll(0, at_once)
             for fd, events in ready:
-                if fd not in gone:
-                    owners[fd].on_ready(events)
+                owner = owners.get(fd) if fd not in gone else None
+                if owner is not None:  # else closed, and its description lives on in a process that is being made
+                    owner.on_ready(events)
             if len(ready) < at_once or at_once > 1 or epoll.closed:
                 break
             now = clock()

@@ -69,6 +69,7 @@ class Stream:
         "_filled",
         "_flush",
         "_fresh",
+        "_held",  # the first answer, for the end that may be right behind it
         "_loop",
         "_pace",
         "_parting",  # the socket, while its end is put off
@@ -76,6 +77,7 @@ class Stream:
         "_rounds",
         "_tails",
         "_trying",
+        "_unanswered",  # accepted, and the client has been told nothing yet
         "_waits",  # for READ, WRITE, both or 0
         "connection",
         "on_close",
@@ -109,6 +111,8 @@ class Stream:
         self._ended = False
         self._parting: TcpSocket | None = None
         self._filled = False  # the last read got all that it asked for
+        self._unanswered = sock is not None
+        self._held = False
         self._fresh = False  # connected, nothing read yet: the host's peer has hardly had the time to say anything
         self._connecting: tuple[list[Address], Source] | None = None
         self._trying: TimerHandle | None = None
@@ -206,7 +210,13 @@ class Stream:
         self._ended = False
         try:
             if len(view) < LARGE:
-                return sock.send(view)
+                if not self._unanswered:
+                    return sock.send(view)
+                self._unanswered = False
+                self._held = True
+                self._tails.hold(self)
+                return sock.send(view, _MORE)
+            self._unanswered = False
             if not self._rounds:
                 self._tails.watch(self)
             self._rounds = ROUNDS
@@ -226,6 +236,13 @@ class Stream:
         if self.sock is not None:
             push(self.sock)
         return True
+
+    def push_held(self) -> None:
+        """The batch is over (``tails.Unfinished``)."""
+        if self._held:
+            self._held = False
+            if self.sock is not None:
+                push(self.sock)
 
     def want_write(self) -> None:
         """Call back when the socket takes bytes again."""
@@ -249,6 +266,7 @@ class Stream:
             self._shut(self.sock)
 
     def _shut(self, sock: TcpSocket) -> None:
+        self._held = False  # goes with it
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -308,15 +326,11 @@ class Stream:
                 return
             size = len(data)
             self._filled = size == room
-            if not size:
+            if not size or (end and size < room and self._is_empty(sock)):
                 self._ended = True
-                self._wait(sock, self._waits & ~READ)
-                connection.host_eof(now)
-                return
-            if end and size < room and self._is_empty(sock):
-                self._ended = True
-                self._wait(sock, self._waits & ~READ)
                 connection.host_eof(now, data)
+                if self.sock is not None:  # else that was the end of all
+                    self._wait(sock, self._waits & ~READ)
                 return
             deliver(data, now)
             left = until - clock()
@@ -406,8 +420,12 @@ class Stream:
         sock, self.sock = self.sock, None
         if sock is None:
             return
-        self._wait(sock, 0)
-        if self._parting is None:
+        if self._parting is not None:
+            self._wait(sock, 0)
+        else:
+            if self._waits:
+                self._waits = 0
+                self._poller.forget(sock.fileno())
             sock.close()
         if self.on_close is not None:
             self.on_close(self)

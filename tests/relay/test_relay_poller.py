@@ -187,3 +187,39 @@ async def test_outcomes_are_told_once_and_in_order(poller: Poller) -> None:
     assert (first.told, last.told) == ([0], [101, 111])
     poller.tell()
     assert (first.told, last.told) == ([0], [101, 111])
+
+
+async def test_what_is_closed_need_not_be_ended(poller: Poller) -> None:
+    a, b = pair()
+    other, theirs = pair()
+    owner, neighbor = Waiting(), Waiting()
+    poller.begin(a.fileno(), READ, owner)
+    poller.begin(other.fileno(), READ, neighbor)
+    b.send(b"x")
+    poller.forget(a.fileno())
+    a.close()
+    theirs.send(b"x")
+    await asyncio.wait_for(neighbor.event.wait(), 5)
+    assert not owner.told and len(poller) == 1
+    poller.end(other.fileno())
+    for sock in (b, other, theirs):
+        sock.close()
+
+
+async def test_one_that_lives_on_in_another_process_tells_nobody(poller: Poller) -> None:
+    """A process that is being made has a duplicate until it runs its program."""
+    a, b = pair()
+    other, theirs = pair()
+    neighbor = Waiting()
+    poller.begin(a.fileno(), READ, Waiting())
+    poller.begin(other.fileno(), READ, neighbor)
+    b.send(b"x")
+    duplicate = os.dup(a.fileno())
+    poller.forget(a.fileno())
+    a.close()
+    theirs.send(b"x")
+    await asyncio.wait_for(neighbor.event.wait(), 5)
+    os.close(duplicate)
+    poller.end(other.fileno())
+    for sock in (b, other, theirs):
+        sock.close()

@@ -1,9 +1,11 @@
-"""What is left of a large piece waits for more, for a few rounds of the loop."""
+"""What is left of a large piece waits for more, for a few rounds of the loop; the first answer for its end, for a batch
+of frames."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 
@@ -128,3 +130,95 @@ async def test_the_other_ends_reset_meanwhile(ends: Ends) -> None:
         await asyncio.sleep(0)
     assert stream.write(b"more") == 0
     assert stream.connection.words[-1] == "reset"  # type: ignore[attr-defined]
+
+
+# -- the first answer to a client --------------------------------------------------------------------------------
+
+
+Answers = tuple[Stream, Tails, socket.socket]
+
+
+@pytest.fixture
+async def answers() -> AsyncIterator[Answers]:
+    """A stream to a client of a published port, what it is to be pushed by, and the client."""
+    loop = asyncio.get_running_loop()
+    pace = Pace(loop, time.monotonic)
+    poller = Poller(loop, time.monotonic, Turns(pace))
+    tails = Tails(loop)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    client.setblocking(False)
+    stream = Stream(loop, time.monotonic, lambda: None, pace, poller, tails, accepted)
+    stream.connection = Told()
+    with client:
+        yield stream, tails, client
+    stream.close()
+    poller.close()
+
+
+def segments_in(peer: socket.socket) -> int:
+    """tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
+    return int(struct.unpack_from("I", peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144), 140)[0])
+
+
+async def test_it_goes_at_the_end_of_the_batch(answers: Answers) -> None:
+    stream, tails, client = answers
+    assert stream.write(b"hello") == 5
+    assert arrived(client) == 0
+    tails.push_held()
+    assert client.recv(9) == b"hello"
+    stream.write(b"again")  # who talks on is not held up
+    assert client.recv(9) == b"again"
+
+
+async def test_an_end_right_behind_it_goes_in_the_same_segment(answers: Answers) -> None:
+    stream, tails, client = answers
+    before = segments_in(client)
+    stream.write(b"hello and good-bye")
+    stream.finish()
+    assert client.recv(99) == b"hello and good-bye" and client.recv(1) == b""
+    assert segments_in(client) == before + 1
+    tails.push_held()
+
+
+async def test_a_second_piece_in_the_batch_takes_it_along(answers: Answers) -> None:
+    stream, tails, client = answers
+    stream.write(b"one")
+    stream.write(b"two")
+    assert client.recv(9) == b"onetwo"
+    tails.push_held()
+
+
+async def test_a_large_first_piece_is_none(answers: Answers) -> None:
+    stream, tails, client = answers
+    stream.write(bytes(LARGE))
+    stream.write(b"end")
+    assert arrived(client) == LARGE + 3
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+    assert not len(tails)
+
+
+async def test_a_client_that_has_finished_is_answered_too(answers: Answers) -> None:
+    stream, tails, client = answers
+    client.shutdown(socket.SHUT_WR)
+    stream.resume(0.0)
+    stream.resume(0.0)
+    stream.write(b"hello")
+    tails.push_held()
+    assert client.recv(9) == b"hello"
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+async def test_one_that_ends_within_the_batch(answers: Answers, how: str) -> None:
+    stream, tails, client = answers
+    stream.write(b"hello")
+    getattr(stream, how)()
+    tails.push_held()
+    if how == "close":
+        assert client.recv(9) == b"hello" and client.recv(1) == b""
+    else:
+        with pytest.raises(ConnectionResetError):
+            client.recv(9)
