@@ -5,7 +5,8 @@ second), so that what else happens on the machine meets both: a difference of 5 
 one after the other need ten times as many. For each the median with the tenth and the ninetieth percentile; for the
 pairs the mean ratio with its standard error, of the rate and of the daemon's CPU time, and the minor page faults a
 sample. OLD and NEW are directories with ``netd`` in them, compiled or not
-(``cp -r build/compiled/lib/python3*/site-packages/netd* OLD/``); NEW is what ``make compiled`` made.
+(``cp -r build/compiled/lib/python3*/site-packages/netd* OLD/``); NEW is what ``make compiled`` made. In place of OLD
+``pasta`` or ``slirp4netns``: how far ahead of that is netd?
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its profile.py would hide the standard library's
 
 from bench import load, procs  # noqa: E402
-from bench.programs import Attachment, Netd  # noqa: E402
+from bench.programs import Attachment, Netd, Program, installed  # noqa: E402
 from bench.rows import Table, Visit  # noqa: E402
 from bench.world import HOST, OUTSIDE, BenchError, World, compiled, enter, inside  # noqa: E402
 
@@ -33,6 +34,7 @@ LOADS = {  # what is counted, the unit of its rate, of the CPU time each takes, 
     "connect": ("a connection", "1/s", "CPU ms", load.GREET),
     "rr": ("a round trip", "1/s", "CPU ms", load.ECHO),
 }
+PEERS = ("pasta", "slirp4netns")
 PORTS = (7201, 7202)  # of the host's, one each
 LIMIT = 30  # seconds that a transfer may take
 SECONDS = 0.5  # of connections or round trips
@@ -113,6 +115,16 @@ def summary(name: str, samples: Sequence[Sample], what: str) -> str:
     return f"{name}: {rate} {unit}, {cpu} {cost}, {statistics.median(s.faults for s in samples):.0f} faults"
 
 
+def old(world: World, name: Path) -> Program:
+    """What netd of ``world`` is compared with: an older one, or a peer. BenchError."""
+    if str(name) not in PEERS:
+        return Netd(world.with_netd_of(name.resolve()))
+    found = [program for program in installed(world, [], netd_only=False)[0] if program.name == str(name)]
+    if not found:
+        raise BenchError(f"{name} is not installed")
+    return found[0]
+
+
 def main(argv: Sequence[str]) -> int:
     options = arguments(argv)
     if not inside():
@@ -122,10 +134,11 @@ def main(argv: Sequence[str]) -> int:
         if new is None:
             raise BenchError("there is no build/compiled: make compiled")
         samples: list[list[Sample]] = [[], []]
-        with World(options.old.resolve()) as world, contextlib.ExitStack() as stack:
+        with World(new.resolve()) as world, contextlib.ExitStack() as stack:
             sides = []
-            for each, port in zip((world, world.with_netd_of(new.resolve())), PORTS, strict=True):
-                visit = Visit(each, Netd(each), Table(), True)
+            for program, port in zip((old(world, options.old), Netd(world)), PORTS, strict=True):
+                each = program.world
+                visit = Visit(each, program, Table(), True)
                 stack.enter_context(visit.started())
                 network = stack.enter_context(visit.attached(options.mtu, tcp={port: LOADS[options.load][3]}))
                 if options.load == "connect":  # where both ends close at once the ports run out: 12 ms a search
@@ -138,13 +151,14 @@ def main(argv: Sequence[str]) -> int:
     except BenchError as e:
         print(f"bench/pair.py: {e}", file=sys.stderr)
         return 1
-    for name, side in zip(("old", "new"), samples, strict=True):
+    names = (str(options.old), "netd") if str(options.old) in PEERS else ("old", "new")
+    for name, side in zip(names, samples, strict=True):
         print(summary(name, side, options.load))
     before, after = samples
     rate = ratio([each.rate for each in after], [each.rate for each in before])
     cpu = ratio([each.cpu for each in after], [each.cpu for each in before])
     what = f"{options.load} {options.way}, MTU {options.mtu}, {options.pairs} pairs"
-    print(f"new : old, {what}: rate {rate}, CPU time {LOADS[options.load][0]} {cpu}")
+    print(f"{names[1]} : {names[0]}, {what}: rate {rate}, CPU time {LOADS[options.load][0]} {cpu}")
     return 0
 
 

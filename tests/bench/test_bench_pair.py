@@ -1,5 +1,6 @@
 """Two builds side by side: what is made of the samples, and one pair of real transfers."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,16 @@ def test_two_pairs_end_to_end(measurable, what, way):
     old, new, ratio = done.stdout.splitlines()
     assert old.startswith("old: ") and new.startswith("new: ")
     assert ratio.startswith(f"new : old, {what} {way}, MTU 65520, 2 pairs: rate ")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("peer", "what"), [("pasta", "connect"), ("slirp4netns", "rr")])
+def test_beside_a_peer(measurable, peer, what):
+    if shutil.which(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    command = [sys.executable, str(ROOT / "bench" / "pair.py"), peer, str(ROOT), "--pairs", "2", "--way", "published"]
+    done = subprocess.run([*command, "--load", what], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second, ratio = done.stdout.splitlines()
+    assert first.startswith(f"{peer}: ") and second.startswith("netd: ")
+    assert ratio.startswith(f"netd : {peer}, {what} published, MTU 65520, 2 pairs: rate ")
