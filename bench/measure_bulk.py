@@ -85,7 +85,7 @@ def several(mtu: int) -> Callable[[Visit], None]:
 
 BLOCKS = (
     Block("bulk1500", one_stream_rows(1500, False), one_stream(1500), 3, 4, 45),
-    Block("bulk65520", one_stream_rows(65520, False), one_stream(65520), 3, 4, 45),
+    Block("bulk65520", one_stream_rows(65520, False), one_stream(65520), 4, 5, 45),
     Block("bulk9000", one_stream_rows(9000, True), one_stream(9000), 0, 2, 45),
     Block("streams1500", several_rows(1500, False), several(1500), 1, 3, 30),
     Block("streams65520", several_rows(65520, False), several(65520), 1, 3, 30),

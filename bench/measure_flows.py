@@ -104,5 +104,5 @@ CONNECT_ROWS = (
 
 BLOCKS = (
     Block("rr", RR_ROWS, request_response, 2, 5, 40),
-    Block("connect", CONNECT_ROWS, connect, 2, 3, 60),
+    Block("connect", CONNECT_ROWS, connect, 4, 6, 60),
 )
