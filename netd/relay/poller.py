@@ -76,7 +76,8 @@ class Poller:
         self._gone.add(fd)
 
     def forget(self, fd: int) -> None:
-        """Wait no longer; ``fd`` is closed right after, which the kernel takes for the same."""
+        """Wait no longer; ``fd`` is closed right after, which the kernel takes for the same: no other process has the
+        socket. (The only one that this one starts stops it until it has closed what it inherited: netns/spawn.)"""
         del self._owners[fd]
         self._gone.add(fd)
 

@@ -260,6 +260,7 @@ class Stream:
         if self.sock is None:
             return
         if self._ended:
+            self.push_held()  # no end goes with it
             self._parting = self.sock
             self._pace.put_off(self)
         else:
@@ -397,6 +398,7 @@ class Stream:
     def abort(self) -> None:
         """RST to the host's peer."""
         if self.sock is not None:
+            self.push_held()
             self._parting = None
             reset_on_close(self.sock)
         self.close()
@@ -404,6 +406,7 @@ class Stream:
     def cut(self) -> None:
         """RST to both sides: the owner wants the connection gone, and neither may take that for the stream's end."""
         if self.sock is not None:
+            self.push_held()
             self._parting = None
             reset_on_close(self.sock)
         self.connection.host_reset(self._clock())

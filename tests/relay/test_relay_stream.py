@@ -327,6 +327,38 @@ async def test_a_reset_is_not_put_off(begin: Begin, how: Callable[[Stream], None
         assert stream.sock is None
 
 
+@pytest.mark.parametrize("last", [b"", b"bye"])
+async def test_the_end_may_be_that_of_all(begin: Begin, last: bytes) -> None:
+    """The guest had finished before: the connection lets go of its host side from within."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream, told = begin([listener.getsockname()])
+        await asyncio.wait_for(told.event.wait(), 5)
+        told.event.clear()
+        told.window = 100
+        stream.resume(0.0)
+        peer, _ = listener.accept()
+        ends = told.host_eof
+
+        def all_ends(now: float, last: bytes = b"") -> None:
+            ends(now, last)
+            stream.close()
+
+        told.host_eof = all_ends  # type: ignore[method-assign]
+        assert stream.sock is not None
+        fd = stream.sock.fileno()
+        with peer:
+            peer.send(last)
+            stream.finish()
+            assert await heard(peer) == b""
+            peer.shutdown(socket.SHUT_WR)
+            while ("end", last) not in told.words and ("end", b"") not in told.words:
+                await asyncio.wait_for(told.event.wait(), 5)
+                told.event.clear()
+            assert stream.sock is None
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+
+
 async def test_a_host_that_has_failed_is_told_by_the_end_that_was_put_off(begin: Begin) -> None:
     async with ended_by_the_peer(begin) as (stream, told, peer):
         reset_on_close(peer)

@@ -211,14 +211,36 @@ async def test_a_client_that_has_finished_is_answered_too(answers: Answers) -> N
     assert client.recv(9) == b"hello"
 
 
-@pytest.mark.parametrize("how", ["abort", "close"])
-async def test_one_that_ends_within_the_batch(answers: Answers, how: str) -> None:
+async def test_one_that_closes_within_the_batch(answers: Answers) -> None:
     stream, tails, client = answers
     stream.write(b"hello")
-    getattr(stream, how)()
+    stream.close()
     tails.push_held()
-    if how == "close":
-        assert client.recv(9) == b"hello" and client.recv(1) == b""
-    else:
-        with pytest.raises(ConnectionResetError):
-            client.recv(9)
+    assert client.recv(9) == b"hello" and client.recv(1) == b""
+
+
+@pytest.mark.parametrize("how", ["abort", "cut"])
+async def test_a_reset_right_behind_it_does_not_take_it_back(answers: Answers, how: str) -> None:
+    """A server that has not read all of the request, and closes."""
+    stream, tails, client = answers
+    stream.write(b"413 too large")
+    getattr(stream, how)()
+    stream.abort()
+    tails.push_held()
+    assert client.recv(99) == b"413 too large"
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+async def test_an_end_that_is_put_off_does_not_keep_it(answers: Answers) -> None:
+    stream, _, client = answers
+    client.shutdown(socket.SHUT_WR)
+    told = stream.connection
+    told.window = 9  # type: ignore[attr-defined]
+    stream.write(b"hello")
+    stream.resume(0.0)
+    stream.finish()
+    assert client.recv(9) == b"hello"
+    for _ in range(ROUNDS + 1):
+        await asyncio.sleep(0)
+    assert client.recv(1) == b""
