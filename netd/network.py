@@ -161,10 +161,10 @@ class Network:
             self._on_frames()
 
     def _flush(self) -> None:
-        """After every event: pending ACKs out, the one timer where it must be."""
+        """After every event: what others wait for, then pending ACKs, and the one timer where it must be."""
         interface = self._interface
-        interface.flush()
         self._host.flush()
+        interface.flush()
         self._pace.event(self._turns)
         at = interface.poll_at()
         if at < self._timer_at and not self._closed:
