@@ -50,7 +50,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
-        self._poller = Poller(loop, clock, turns)
+        self._poller = Poller(loop, clock, flush, turns)
         self._tails = Tails(loop)
 
     def flush(self) -> None:
