@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. TCP sockets' events are taken in ``turns``; ``flush`` is called after each event
-    of a host socket."""
+    """One network's way out. TCP sockets' events are taken in ``turns``; ``flush`` is called after each batch of host
+    sockets' events."""
 
     udp: UdpTable
     resolver: Resolver

@@ -395,17 +395,22 @@ class Stream:
     def abort(self) -> None:
         """RST to the host's peer."""
         if self.sock is not None:
-            self.push_held()
-            self._parting = None
-            reset_on_close(self.sock)
+            self._reset(self.sock)
         self.close()
+
+    def _reset(self, sock: TcpSocket) -> None:
+        """When it is closed; what the kernel has held back goes before."""
+        if self._held or self._rounds:
+            push(sock)
+        self._held = False
+        self._rounds = 0
+        self._parting = None
+        reset_on_close(sock)
 
     def cut(self) -> None:
         """RST to both sides: the owner wants the connection gone, and neither may take that for the stream's end."""
         if self.sock is not None:
-            self.push_held()
-            self._parting = None
-            reset_on_close(self.sock)
+            self._reset(self.sock)
         self.connection.host_reset(self._clock())
 
     def close(self) -> None:

@@ -225,22 +225,25 @@ async def test_one_that_lives_on_in_another_process_tells_nobody(poller: Poller)
         sock.close()
 
 
-async def test_a_batch_is_followed_by_one_flush() -> None:
+@pytest.mark.parametrize(("length", "flushes"), [(8 * EVENT, [3]), (EVENT, [1, 2, 3])])
+async def test_a_batch_is_followed_by_one_flush(length: float, flushes: list[int]) -> None:
+    """Of one event, where others have something to do as well: then it is asked whether there is time for another."""
     flushed: list[int] = []
     told: list[int] = []
     loop = asyncio.get_running_loop()
-    poller = Poller(loop, time.monotonic, lambda: flushed.append(len(told)), Turns(8 * EVENT))
+    turns = Turns(length)
+    poller = Poller(loop, lambda: 0.0, lambda: flushed.append(len(told)), turns)
     pairs = [pair() for _ in range(3)]
     for a, b in pairs:
-        owner = Waiting(lambda: told.append(1))
+        owner = Waiting(lambda a=a: told.append(len(a.recv(1))))  # type: ignore[misc]
         poller.begin(a.fileno(), READ, owner)
         b.send(b"x")
     poller._on_events()
-    assert flushed == [3]
+    assert flushed == flushes and turns.asked == (1 if len(flushes) == 1 else 4)
     for a, b in pairs:
         poller.end(a.fileno())
         a.close()
         b.close()
     poller._on_events()
-    assert flushed == [3]
+    assert flushed == flushes
     poller.close()
