@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class HostNetwork:
-    """One network's way out. TCP sockets' events are taken in ``turns``; ``flush`` is called after each batch of host
-    sockets' events."""
+    """One network's way out. TCP sockets' events are taken in ``turns``; ``flush`` is called after each event
+    of a host socket."""
 
     udp: UdpTable
     resolver: Resolver
@@ -50,7 +50,7 @@ class HostNetwork:
         self._source = source
         self._endpoints: dict[bytes, Datagrams] = {}
         self._told_ping = self._told_sockets = False
-        self._poller = Poller(loop, clock, flush, turns)
+        self._poller = Poller(loop, clock, turns)
         self._tails = Tails(loop)
 
     def flush(self) -> None:

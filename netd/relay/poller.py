@@ -41,17 +41,13 @@ class Turns(Protocol):
 
 
 class Poller:
-    """Of one network. The descriptor is opened with its first connection; ``flush`` is called after each batch of
-    events."""
+    """Of one network. The descriptor is opened with its first connection."""
 
-    __slots__ = ("_clock", "_epoll", "_flush", "_gone", "_loop", "_outcomes", "_owners", "_turns")
+    __slots__ = ("_clock", "_epoll", "_gone", "_loop", "_outcomes", "_owners", "_turns")
 
-    def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], flush: Callable[[], None], turns: Turns
-    ) -> None:
+    def __init__(self, loop: AbstractEventLoop, clock: Callable[[], float], turns: Turns) -> None:
         self._loop = loop
         self._clock = clock
-        self._flush = flush
         self._turns = turns
         self._epoll: select.epoll | None = None
         self._owners: dict[int, Owner] = {}
@@ -113,8 +109,6 @@ class Poller:
                 owner = owners.get(fd) if fd not in gone else None
                 if owner is not None:  # else closed, and its description lives on in a process that is being made
                     owner.on_ready(events)
-            if ready:
-                self._flush()
             if len(ready) < at_once or at_once > 1 or epoll.closed:
                 break
             now = clock()

@@ -100,7 +100,7 @@ class Stream:
     ) -> None:
         self._loop = loop
         self._clock = clock
-        self._flush = flush  # after every event that is not the poller's: timers, pending ACKs
+        self._flush = flush  # after every event: timers, pending ACKs
         self._pace = pace
         self.sock = sock
         self._poller = poller
@@ -181,6 +181,7 @@ class Stream:
             error = self._try(addresses, source, error)
         if error != errno.EINPROGRESS:
             self.on_outcome(error)
+            self._flush()
 
     def _give_up(self, addresses: list[Address], source: Source) -> None:
         """Silence: on to the next address."""
@@ -251,6 +252,7 @@ class Stream:
     def _on_writable(self, sock: TcpSocket) -> None:
         self._wait(sock, self._waits & ~WRITE)
         self.connection.host_writable(self._clock())
+        self._flush()
 
     def finish(self) -> None:
         """Half-close. A host's peer that has finished before, and was told nothing since, hardly waits for the answer:
@@ -360,6 +362,7 @@ class Stream:
             self._on_writable(sock)
         if events & ~WRITE and self._waits & READ:
             self._pull(self._clock(), events & END)
+            self._flush()
 
     def _wait(self, sock: TcpSocket, events: int) -> None:
         """For these from now on."""

@@ -138,7 +138,7 @@ class Interface:
         self._transmit(vnet_hdr.PLAIN + reply, b"")
 
     def flush(self) -> None:
-        """Call after each batch of frames and after each batch of events of the host side."""
+        """Call after each batch of frames and after each event of the host side."""
         if self.tcp.touched:
             self.tcp.flush()
 

@@ -16,7 +16,7 @@ from netd.relay.poller import END, EVENT, READ, WRITE, Poller
 
 @pytest.fixture(params=[8, 0.1], ids=["alone", "beside others"])
 async def poller(request: pytest.FixtureRequest) -> AsyncIterator[Poller]:
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda: None, Turns(request.param * EVENT))
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, Turns(request.param * EVENT))
     yield poller
     poller.close()
 
@@ -141,7 +141,7 @@ async def test_an_end_is_told_to_whoever_waits_for_anything(poller: Poller) -> N
 async def test_nobody_is_told_out_of_turn() -> None:
     """The loop asks again until it is this network's turn."""
     turns = Turns(0.0)
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda: None, turns)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, turns)
     a, b = pair()
     with a, b:
         owner = Waiting(lambda: poller.end(a.fileno()))
@@ -159,7 +159,7 @@ async def test_nobody_is_told_out_of_turn() -> None:
 async def test_a_turn_is_over_when_nothing_is_left(length: float) -> None:
     """Or what comes much later would count to it."""
     turns = Turns(length)
-    poller = Poller(asyncio.get_running_loop(), time.monotonic, lambda: None, turns)
+    poller = Poller(asyncio.get_running_loop(), time.monotonic, turns)
     a, b = pair()
     with a, b:
         owner = Waiting(lambda: poller.change(a.fileno(), READ))
@@ -223,27 +223,3 @@ async def test_one_that_lives_on_in_another_process_tells_nobody(poller: Poller)
     poller.end(other.fileno())
     for sock in (b, other, theirs):
         sock.close()
-
-
-@pytest.mark.parametrize(("length", "flushes"), [(8 * EVENT, [3]), (EVENT, [1, 2, 3])])
-async def test_a_batch_is_followed_by_one_flush(length: float, flushes: list[int]) -> None:
-    """Of one event, where others have something to do as well: then it is asked whether there is time for another."""
-    flushed: list[int] = []
-    told: list[int] = []
-    loop = asyncio.get_running_loop()
-    turns = Turns(length)
-    poller = Poller(loop, lambda: 0.0, lambda: flushed.append(len(told)), turns)
-    pairs = [pair() for _ in range(3)]
-    for a, b in pairs:
-        owner = Waiting(lambda a=a: told.append(len(a.recv(1))))  # type: ignore[misc]
-        poller.begin(a.fileno(), READ, owner)
-        b.send(b"x")
-    poller._on_events()
-    assert flushed == flushes and turns.asked == (1 if len(flushes) == 1 else 4)
-    for a, b in pairs:
-        poller.end(a.fileno())
-        a.close()
-        b.close()
-    poller._on_events()
-    assert flushed == flushes
-    poller.close()

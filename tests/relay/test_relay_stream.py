@@ -66,7 +66,7 @@ async def begin() -> AsyncIterator[Begin]:
     """Connects, within one call as a frame's."""
 
     loop = asyncio.get_running_loop()
-    poller = Poller(loop, time.monotonic, lambda: None, Turns(Pace(loop, time.monotonic)))
+    poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
 
     def connect(addresses: list[Address]) -> tuple[Stream, Told]:
         pace = Pace(loop, time.monotonic)
@@ -144,7 +144,7 @@ async def test_a_client_for_whom_there_is_no_room_is_reset(begin: Begin) -> None
         client = socket.create_connection(listener.getsockname())
         sock, peer = accept(listener)
         assert peer == client.getsockname()
-        poller = Poller(loop, time.monotonic, lambda: None, Turns(Pace(loop, time.monotonic)))
+        poller = Poller(loop, time.monotonic, Turns(Pace(loop, time.monotonic)))
         pace = Pace(loop, time.monotonic)
         Stream(loop, time.monotonic, lambda: None, pace, poller, Tails(loop), sock).abort()
         with client, pytest.raises(ConnectionResetError):

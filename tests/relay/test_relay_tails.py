@@ -43,7 +43,7 @@ async def ends() -> AsyncIterator[Ends]:
     """A stream to the host's loopback, and who is there."""
     loop = asyncio.get_running_loop()
     pace = Pace(loop, time.monotonic)
-    poller = Poller(loop, time.monotonic, lambda: None, Turns(pace))
+    poller = Poller(loop, time.monotonic, Turns(pace))
     tails = Tails(loop)
     stream = Stream(loop, time.monotonic, lambda: None, pace, poller, tails, None)
     stream.connection = told = Told()
@@ -144,7 +144,7 @@ async def answers() -> AsyncIterator[Answers]:
     """A stream to a client of a published port, what it is to be pushed by, and the client."""
     loop = asyncio.get_running_loop()
     pace = Pace(loop, time.monotonic)
-    poller = Poller(loop, time.monotonic, lambda: None, Turns(pace))
+    poller = Poller(loop, time.monotonic, Turns(pace))
     tails = Tails(loop)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
