@@ -16,6 +16,7 @@ import os
 import select
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -287,6 +288,11 @@ def open_fds() -> int:
     """How many descriptors this process has."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
+
+
+def segments_in(sock: socket.socket) -> int:
+    """How many TCP segments it has received: tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
+    return int(struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144), 140)[0])
 
 
 def hung_up(fd: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from netd.specs import ForwardSpec
-from tests.lab import HOST, aside
+from tests.lab import HOST, aside, segments_in
 from tests.relay.beyond import Beyond
 from tests.stage import Attach
 
@@ -41,11 +40,6 @@ async def ends(beyond: Beyond, attach: Attach, monkeypatch: pytest.MonkeyPatch) 
         guest.network._pace.turn = 1.0
         with server:
             yield Ends(client, server)
-
-
-def segments_in(sock: socket.socket) -> int:
-    """tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
-    return int(struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144), 140)[0])
 
 
 async def test_an_answer_and_the_end_come_in_one_segment(ends: Ends) -> None:

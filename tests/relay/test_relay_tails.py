@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator
 
@@ -16,6 +15,7 @@ from netd.relay.poller import Poller
 from netd.relay.source import ANYWHERE
 from netd.relay.stream import Stream
 from netd.relay.tails import LARGE, ROUNDS, Tails
+from tests.lab import segments_in
 from tests.relay.test_relay_stream import Told
 
 Ends = tuple[Stream, socket.socket]
@@ -157,11 +157,6 @@ async def answers() -> AsyncIterator[Answers]:
         yield stream, tails, client
     stream.close()
     poller.close()
-
-
-def segments_in(peer: socket.socket) -> int:
-    """tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
-    return int(struct.unpack_from("I", peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144), 140)[0])
 
 
 async def test_it_goes_at_the_end_of_the_batch(answers: Answers) -> None:
